@@ -1,0 +1,259 @@
+"""The compiled engine, implemented in native/bindings. It knows neither gRPC nor protobuf's Python runtime."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+class EngineError(Exception):
+    """Raised by everything here. `code` is one of errors.py's codes, `str()` one line for a person."""
+
+    code: str
+
+def build_info() -> dict[str, str]:
+    """`version`, `compiler`, `build_type`, `cuda` (`on` or `off`), `sanitizer`, `isas` (compiled in, space separated)."""
+
+def cpu_isa() -> str:
+    """The instruction set the CPU backend uses here: `avx512-vnni`, `avx2` or `portable`."""
+
+def cuda_status() -> str:
+    """`available`, or why not: `built without CUDA`, `no NVIDIA driver`, …"""
+
+class TensorInfo:
+    """A tensor of a model file. `shape` is in GGUF order: the fastest-varying dimension first."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+GgufValue = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
+
+class GgufFile:
+    """A GGUF v3 file, mapped and fully validated (W-40).
+
+    Strings with invalid UTF-8 are returned with U+FFFD; `get_bytes` returns an array of strings exactly.
+
+    Raises:
+        EngineError: MODEL_LOAD_FAILED for a malformed or unreadable file, UNSUPPORTED_MODEL for a version or type that
+            is not supported.
+    """
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def keys(self) -> list[str]: ...
+    def get(self, key: str) -> GgufValue | None:
+        """The value of `key`, or None if the file has no such key."""
+    def get_bytes(self, key: str) -> list[bytes] | None:
+        """An array of strings as bytes, or None if the file has no such key."""
+    def tensors(self) -> list[TensorInfo]: ...
+
+class EngineOptions:
+    """Settings of an engine. 0 means: choose for this machine or model. Every attribute can be assigned."""
+
+    def __init__(self) -> None: ...
+    num_threads: int
+    kv_cache_bytes: int
+    max_context_tokens: int
+    max_batch_tokens: int
+    max_running_jobs: int
+    max_queued_jobs: int
+    max_queued_tokens: int
+    batch_window_ms: int
+    prefix_cache: bool
+    max_undelivered_tokens: int
+    slow_reader_timeout_ms: int
+
+class ModelInfo:
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def quant_kind(self) -> str: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def kv_bytes_per_token(self) -> int: ...
+
+class EngineStats:
+    """A snapshot from memory; taking it never waits for a step."""
+
+    @property
+    def active_jobs(self) -> int: ...
+    @property
+    def queued_jobs(self) -> int: ...
+    @property
+    def total_blocks(self) -> int: ...
+    @property
+    def free_blocks(self) -> int: ...
+    @property
+    def used_blocks(self) -> int: ...
+    @property
+    def cached_blocks(self) -> int: ...
+    @property
+    def block_tokens(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def num_generated_tokens(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def last_batch_size(self) -> int: ...
+    @property
+    def heartbeat_age_ms(self) -> float:
+        """Milliseconds since the engine thread last showed life; large only if a step hangs."""
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def failure(self) -> str:
+        """Why the engine thread died; empty while it lives."""
+
+class Outcome:
+    """How a job ended. `error_code` is empty for a completed job, else one of errors.py's codes."""
+
+    @property
+    def error_code(self) -> str: ...
+    @property
+    def error_message(self) -> str: ...
+    @property
+    def stop_reason(self) -> Literal["", "eos", "max_tokens", "stop_sequence"]: ...
+    @property
+    def stop_sequence(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def tokens_in(self) -> int: ...
+    @property
+    def tokens_out(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def queue_ms(self) -> float: ...
+    @property
+    def prefill_ms(self) -> float: ...
+    @property
+    def first_token_ms(self) -> float: ...
+    @property
+    def decode_ms(self) -> float: ...
+
+class Job:
+    """One submitted generation. Its output waits in the engine until it is taken."""
+
+    @property
+    def handle(self) -> int:
+        """Names the job in `Engine.take_ready`; never reused."""
+    def take(self) -> tuple[list[bytes], Outcome | None]:
+        """Everything that waits, as serialised `tokenwire.v1.ExecuteEvent` messages, and the outcome once there is one.
+
+        Waiting tokens travel in one `token` event. With the outcome comes the `metrics` event, and for a completed job
+        the `end` event, as the last messages; for a failed one the `error` event is the caller's to build. Once the
+        outcome was returned, further calls return `([], None)`.
+        """
+    def cancel(self) -> int:
+        """Stops the job: from now on `take` returns no token event. Returns the tokens generated so far."""
+    @property
+    def num_tokens_out(self) -> int: ...
+
+class Engine:
+    """Loads a model and runs the token loop on its own thread.
+
+    Args:
+        file: the model.
+        vocabulary: the bytes each token id stands for in text; empty for control tokens.
+        stop_token_ids: end-of-generation tokens.
+        options: settings.
+        on_progress: called with 0, 25, 50, 75, 100 while weights are packed; it may raise to abandon the load.
+
+    Raises:
+        EngineError: MODEL_LOAD_FAILED, UNSUPPORTED_MODEL, or INSUFFICIENT_VRAM.
+    """
+
+    def __init__(
+        self,
+        file: GgufFile,
+        vocabulary: Sequence[bytes],
+        stop_token_ids: Sequence[int],
+        options: EngineOptions,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None: ...
+    @property
+    def model_info(self) -> ModelInfo: ...
+    @property
+    def event_fd(self) -> int:
+        """Becomes readable when at least one job has output; `take_ready` clears it. At most one wake-up a step."""
+    def submit(
+        self,
+        *,
+        job_id: str,
+        model: str,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        min_p: float,
+        repetition_penalty: float,
+        frequency_penalty: float,
+        presence_penalty: float,
+        logit_bias: Mapping[int, float],
+        logprobs: int,
+        stop: Sequence[bytes],
+        seed: int,
+        timeout_ms: int,
+        cache_salt: bytes,
+    ) -> Job:
+        """Queues a job. Its first event is `started`.
+
+        Args:
+            model: the name to report in `started`.
+            max_tokens: already capped to what the context leaves.
+            logprobs: alternatives a token, or -1 for no log-probabilities.
+            timeout_ms: from now to INFERENCE_TIMEOUT; 0 for none.
+            cache_salt: prefix-cache entries are shared only between jobs of the same salt.
+
+        Raises:
+            EngineError: OVERLOADED, KV_CAPACITY, CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST, or UNAVAILABLE once stopped.
+        """
+    def take_ready(self) -> list[int]:
+        """Handles of the jobs with output that were not reported since their last `take`."""
+    def fail_all(self, code: str, message: str) -> int:
+        """Ends every job with this error; returns how many there were."""
+    def stats(self) -> EngineStats: ...
+    def audit(self) -> str:
+        """Checks `free + used + cached = total` and every reference count; empty if the ledger balances."""
+    def stop(self) -> None:
+        """Ends the engine thread after its current step; remaining jobs end with UNAVAILABLE. Idempotent."""
+
+class Runner:
+    """The model without the loop, for tests and benchmarks: feeds tokens of independent sequences, returns logits."""
+
+    def __init__(self, file: GgufFile, options: EngineOptions) -> None: ...
+    @property
+    def model_info(self) -> ModelInfo: ...
+    def forward(self, sequence: int, token_ids: Sequence[int], all_logits: bool = False) -> bytes:
+        """Appends tokens to a sequence; returns float32 logits, `[len(token_ids) or 1, vocab_size]`, row-major."""
+    def forward_batch(self, sequences: Sequence[int], token_ids: Sequence[int]) -> bytes:
+        """Appends one token to each sequence in one step; returns float32 logits, `[len(sequences), vocab_size]`."""
+    def reset(self) -> None:
+        """Forgets every sequence."""
