@@ -1,0 +1,232 @@
+"""Every setting of the worker, once: name with unit, default, bounds, help.
+
+A setting's value comes from the first of: a flag (`--max-queued-jobs`), the environment (`TOKENWIRE_MAX_QUEUED_JOBS`),
+the TOML file named by `--config`, its default. `load_settings` reports every problem at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+ENV_PREFIX = "TOKENWIRE_"
+
+# What Kubernetes puts into TOKENWIRE_PORT for a Service called `tokenwire`: an address, not a setting of ours.
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+
+
+class ConfigError(Exception):
+    """The configuration is not usable. `problems` has one line for each thing that is wrong."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class Settings(BaseModel):
+    """All settings. Sizes of 0 let the engine choose for the machine and the model, where the help says so."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field("", description="model to serve: a path, a manifest name or a reference")
+    model_name: str = Field(
+        "", max_length=128, pattern=r"^[A-Za-z0-9._:/-]*$", description="name reported to clients; default: the file's"
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="where to compute: auto, cpu, cuda or cuda:N"
+    )
+    gpu_device: int | None = Field(None, ge=0, le=255, description="CUDA device number, for `cuda` without `:N`")
+    worker_id: str = Field(
+        "", max_length=64, pattern=r"^[A-Za-z0-9._-]*$", description="names this worker in logs; default: host and pid"
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, max_length=253, description="address to listen on")
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    allow_remote: bool = Field(
+        False, description="listen on other than loopback addresses; needs an API key or TLS client certificates"
+    )
+
+    max_tokens_in: int = Field(0, ge=0, le=2**20, description="most prompt tokens; 0: what the context holds")
+    max_tokens_out: int = Field(2048, ge=1, le=2**20, description="most tokens that one request may generate")
+    max_prompt_chars: int = Field(32768, ge=1, le=2**20, description="most characters in a text prompt or a chat")
+    max_chat_messages: int = Field(1024, ge=1, le=2**16, description="most messages in a chat")
+    inference_timeout_sec: float = Field(300.0, gt=0, le=86400, description="longest a job may take, seconds")
+
+    num_threads: int = Field(0, ge=0, le=1024, description="threads that compute; 0: the machine's cores")
+    kv_cache_size_mb: int = Field(0, ge=0, le=2**24, description="memory for the KV pool, MiB; 0: choose")
+    max_context_tokens: int = Field(0, ge=0, le=2**22, description="context length; 0: the model's")
+    max_batch_tokens: int = Field(0, ge=0, le=2**20, description="most tokens computed in one step; 0: choose")
+    max_running_jobs: int = Field(0, ge=0, le=2**16, description="most jobs computed together; 0: choose")
+    max_queued_jobs: int = Field(0, ge=0, le=2**20, description="most jobs that may wait; 0: choose")
+    max_queued_tokens: int = Field(0, ge=0, le=2**31 - 1, description="most prompt tokens that may wait; 0: choose")
+    batch_window_ms: int = Field(0, ge=0, le=1000, description="how long to gather jobs before a step, milliseconds")
+    prefix_cache: bool = Field(True, description="reuse the KV of prompts that begin alike")
+    max_undelivered_tokens: int = Field(
+        0, ge=0, le=2**20, description="tokens that may wait for a slow reader before its job pauses; 0: choose"
+    )
+    slow_reader_timeout_ms: int = Field(
+        30_000, ge=0, le=86_400_000, description="how long a paused job waits for its reader, milliseconds"
+    )
+
+    drain_seconds: float = Field(
+        30.0, ge=0, le=3600, description="how long running jobs may finish at shutdown, seconds"
+    )
+    watchdog_seconds: float = Field(
+        60.0, ge=1, le=3600, description="a step that shows no life for this long counts as a failed device, seconds"
+    )
+    tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise prompts")
+
+    max_message_bytes: int = Field(4 * 2**20, ge=65536, le=2**28, description="largest request message, bytes")
+    max_concurrent_streams: int = Field(100, ge=1, le=2**16, description="most calls open on one connection")
+    max_connections: int = Field(512, ge=1, le=2**20, description="most open connections")
+    max_metadata_bytes: int = Field(8192, ge=1024, le=2**20, description="largest request metadata, bytes")
+    keepalive_time_ms: int = Field(
+        30_000, ge=1000, le=7_200_000, description="a silent connection is pinged after this long, milliseconds"
+    )
+    keepalive_timeout_ms: int = Field(
+        10_000, ge=100, le=600_000, description="a ping not answered for this long closes the connection, milliseconds"
+    )
+    min_ping_interval_ms: int = Field(
+        10_000, ge=100, le=7_200_000, description="clients that ping more often are cut off, milliseconds"
+    )
+    max_connection_idle_ms: int = Field(
+        300_000, ge=1000, le=86_400_000, description="a connection without calls closes after this long, milliseconds"
+    )
+    max_connection_age_ms: int = Field(
+        1_800_000, ge=1000, le=86_400_000, description="a connection takes no new calls after this long, milliseconds"
+    )
+    handshake_timeout_ms: int = Field(
+        10_000, ge=100, le=120_000, description="longest a connection may take to set up, milliseconds"
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severity that is logged")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="json, console, or auto: console on a terminal, json elsewhere"
+    )
+
+    @field_validator("inference_timeout_sec", "drain_seconds", "watchdog_seconds")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError("must be a finite number")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        problems = []
+        if self.allow_remote:
+            problems.append(
+                "allow_remote: needs an API key or TLS client certificates, and this version has neither: "
+                "listen on a loopback address"
+            )
+        elif not is_loopback(self.host):
+            problems.append(f"host: {self.host!r} is not a loopback address, which needs allow_remote")
+        if self.gpu_device is not None and (self.device == "cpu" or ":" in self.device):
+            problems.append(f"gpu_device: has no meaning beside device={self.device}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def cuda_device(self) -> str | None:
+        """The CUDA device that was asked for, as `cuda:N`; None if the CPU may serve."""
+        if self.device.startswith("cuda:"):
+            return self.device
+        if self.device == "cuda" or self.gpu_device is not None:
+            return f"cuda:{self.gpu_device or 0}"
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(
+    flags: Mapping[str, object] | None = None,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Merges the sources and checks the result.
+
+    Args:
+        flags: values given on the command line, by setting name; None means not given.
+        config_file: a TOML file with settings at its top level.
+        environ: the environment; default: the process's.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    environ = os.environ if environ is None else environ
+    problems: list[str] = []
+    values: dict[str, object] = {}
+    origin: dict[str, str] = {}
+
+    def add(name: str, value: object, source: str) -> None:
+        values[name] = value
+        origin[name] = source
+
+    if config_file is not None:
+        for name, value in _read_toml(config_file, problems).items():
+            add(name, value, str(config_file))
+    for name in Settings.model_fields:
+        variable = ENV_PREFIX + name.upper()
+        text = environ.get(variable)
+        if text is not None and not (name == "port" and _SERVICE_LINK.match(text)):
+            add(name, text, variable)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            add(name, value, "--" + name.replace("_", "-"))
+
+    settings = _validate(values, origin, problems)
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _validate(values: Mapping[str, object], origin: Mapping[str, str], problems: list[str]) -> Settings | None:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        refused = set()
+        for item in error.errors(include_url=False, include_context=False):
+            problems.extend(_problems(item["loc"], item["type"], item["msg"], origin))
+            refused.update(item["loc"][:1])
+        if refused:  # rules between settings are checked only once each is right by itself: ask again without these
+            _validate({name: value for name, value in values.items() if name not in refused}, origin, problems)
+        return None
+
+
+def _problems(location: tuple[int | str, ...], kind: str, message: str, origin: Mapping[str, str]) -> list[str]:
+    message = message.removeprefix("Value error, ")
+    if not location:
+        return message.split("\n")
+    name = str(location[0])
+    if kind == "extra_forbidden":
+        message = "no such setting"
+    return [f"{name} (from {origin.get(name, 'default')}): {message}"]
+
+
+def _read_toml(path: Path, problems: list[str]) -> dict[str, object]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(f"config ({path}): cannot be read: {error.strerror}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"config ({path}): not valid TOML: {error}")
+    return {}
