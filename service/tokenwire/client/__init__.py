@@ -1,0 +1,39 @@
+"""A typed client of a tokenwire worker. It needs grpcio and the generated stubs, never the compiled engine."""
+
+from tokenwire.client.aio import AsyncClient, AsyncExecuteStream
+from tokenwire.client.errors import FieldViolation, TokenwireRpcError
+from tokenwire.client.events import (
+    CancelResult,
+    End,
+    Event,
+    Generation,
+    HealthReport,
+    Metrics,
+    Started,
+    Token,
+    TokenLogprob,
+    TopLogprob,
+)
+from tokenwire.client.request import Message, SamplingParams
+from tokenwire.client.sync import Client, ExecuteStream
+
+__all__ = [
+    "AsyncClient",
+    "AsyncExecuteStream",
+    "CancelResult",
+    "Client",
+    "End",
+    "Event",
+    "ExecuteStream",
+    "FieldViolation",
+    "Generation",
+    "HealthReport",
+    "Message",
+    "Metrics",
+    "SamplingParams",
+    "Started",
+    "Token",
+    "TokenLogprob",
+    "TokenwireRpcError",
+    "TopLogprob",
+]

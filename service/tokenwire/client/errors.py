@@ -1,0 +1,124 @@
+"""How a failed call looks to the caller: one exception, decoded from the status and its google.rpc details."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from tokenwire.v1 import inference_pb2 as pb
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_CORRELATION_KEY = "x-correlation-id"
+
+# A pair of call metadata as grpcio gives it: text, or bytes for keys that end in `-bin`.
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """One field of the request that the worker refused, and why."""
+
+    field: str
+    description: str
+    reason: str
+
+
+class TokenwireRpcError(Exception):
+    """A call that failed.
+
+    Attributes:
+        code: the stable upper-case code (docs/errors.md), or the name of the gRPC status where the worker gave none.
+        message: one sentence for a person.
+        status: the gRPC status.
+        violations: every field that was refused; empty if the request's fields were not the cause.
+        retriable: whether the same request can succeed later without a change.
+        retry_after_s: seconds to wait before a retry, if the worker named them.
+        correlation_id: names this call in the worker's log; None if the worker was never reached.
+        metadata: further facts, such as `limit` and `actual` of a request beyond the context.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: grpc.StatusCode = grpc.StatusCode.UNKNOWN,
+        violations: tuple[FieldViolation, ...] = (),
+        retriable: bool = False,
+        retry_after_s: float | None = None,
+        correlation_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.status = status
+        self.violations = violations
+        self.retriable = retriable
+        self.retry_after_s = retry_after_s
+        self.correlation_id = correlation_id
+        self.metadata = dict(metadata or {})
+
+    def __str__(self) -> str:
+        fields = "".join(f"; {violation.field}: {violation.description}" for violation in self.violations)
+        return f"{self.code}: {self.message}{fields}"
+
+
+def error_from_status(
+    status: grpc.StatusCode,
+    message: str | None,
+    initial_metadata: Metadata | None,
+    trailing_metadata: Metadata | None,
+    event: pb.Error | None = None,
+) -> TokenwireRpcError:
+    """Builds the exception of a failed call.
+
+    Args:
+        status, message: the call's final status.
+        initial_metadata, trailing_metadata: the call's metadata, as far as it was received.
+        event: the stream's `error` event, if it had one; it knows best.
+    """
+    initial = list(initial_metadata or ())
+    trailing = list(trailing_metadata or ())
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    bad_request = error_details_pb2.BadRequest()
+    for detail in _details(trailing):
+        for known in (info, retry, bad_request):
+            if detail.Is(known.DESCRIPTOR):
+                detail.Unpack(known)
+    retry_after_s = retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None
+    return TokenwireRpcError(
+        code=(event.code if event is not None else "") or info.reason or status.name,
+        message=(event.message if event is not None else "") or message or "the call failed without a message",
+        status=status,
+        violations=tuple(
+            FieldViolation(violation.field, violation.description, violation.reason)
+            for violation in bad_request.field_violations
+        ),
+        retriable=event.retriable
+        if event is not None
+        else retry_after_s is not None or status is grpc.StatusCode.UNAVAILABLE,
+        retry_after_s=retry_after_s,
+        correlation_id=_correlation_id(trailing) or _correlation_id(initial),
+        metadata=info.metadata,
+    )
+
+
+def _details(trailing: Metadata) -> list[any_pb2.Any]:
+    for key, value in trailing:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return list(status_pb2.Status.FromString(value).details)
+            except DecodeError:  # a proxy damaged them; the status itself still holds
+                return []
+    return []
+
+
+def _correlation_id(metadata: Metadata) -> str | None:
+    return next((value for key, value in metadata if key == _CORRELATION_KEY and isinstance(value, str)), None)
