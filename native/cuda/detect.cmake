@@ -1,0 +1,45 @@
+# Sets `result` to ON or OFF as TOKENWIRE_CUDA asks: AUTO is ON only where both nvcc and an NVIDIA driver are present, so
+# a machine that could not run the backend does not spend its time on building it.
+function(tokenwire_detect_cuda result)
+  if(NOT TOKENWIRE_CUDA MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "TOKENWIRE_CUDA is `${TOKENWIRE_CUDA}`; it must be AUTO, ON or OFF.")
+  endif()
+  if(TOKENWIRE_CUDA STREQUAL "OFF")
+    message(STATUS "CUDA backend: off (TOKENWIRE_CUDA=OFF)")
+    set(${result} OFF PARENT_SCOPE)
+    return()
+  endif()
+
+  find_program(TOKENWIRE_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda PATH_SUFFIXES bin
+    DOC "The CUDA compiler of the CUDA backend")
+  if(TOKENWIRE_CUDA STREQUAL "ON")
+    if(NOT TOKENWIRE_NVCC)
+      message(FATAL_ERROR
+        "TOKENWIRE_CUDA=ON needs the CUDA compiler, and there is no nvcc. Install the CUDA toolkit and put its bin "
+        "directory on PATH (or set CUDA_HOME), or build for the CPU alone with TOKENWIRE_CUDA=OFF.")
+    endif()
+    message(STATUS "CUDA backend: on (TOKENWIRE_CUDA=ON, ${TOKENWIRE_NVCC})")
+    set(${result} ON PARENT_SCOPE)
+    return()
+  endif()
+
+  find_program(TOKENWIRE_NVIDIA_SMI nvidia-smi DOC "Shows that an NVIDIA driver is installed")
+  find_file(TOKENWIRE_LIBCUDA libcuda.so.1 PATH_SUFFIXES ${CMAKE_LIBRARY_ARCHITECTURE}
+    PATHS /usr/lib /usr/lib64 /usr/local/nvidia/lib64 DOC "The NVIDIA driver's library")
+  find_file(TOKENWIRE_NVIDIA_DEVICE nvidiactl PATHS /dev NO_DEFAULT_PATH DOC "The NVIDIA driver's device file")
+  if(TOKENWIRE_NVIDIA_DEVICE OR TOKENWIRE_NVIDIA_SMI OR TOKENWIRE_LIBCUDA)
+    set(driver ON)
+  else()
+    set(driver OFF)
+  endif()
+  if(TOKENWIRE_NVCC AND driver)
+    message(STATUS "CUDA backend: on (found ${TOKENWIRE_NVCC} and an NVIDIA driver)")
+    set(${result} ON PARENT_SCOPE)
+  elseif(TOKENWIRE_NVCC)
+    message(STATUS "CUDA backend: off (no NVIDIA driver; TOKENWIRE_CUDA=ON builds it all the same)")
+    set(${result} OFF PARENT_SCOPE)
+  else()
+    message(STATUS "CUDA backend: off (no nvcc)")
+    set(${result} OFF PARENT_SCOPE)
+  endif()
+endfunction()

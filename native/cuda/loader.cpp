@@ -1,0 +1,61 @@
+// Opens the driver and libtokenwire_cuda.so at run time, in a build with CUDA.
+#include "cuda/loader.h"
+
+#include <dlfcn.h>
+
+#include <memory>
+#include <string>
+
+#include "cuda/probe.h"
+
+namespace tw::cuda {
+namespace {
+
+constexpr const char* kBackendName = "libtokenwire_cuda.so";
+
+bool has_driver() {
+  void* const driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (driver == nullptr) return false;
+  dlclose(driver);
+  return true;
+}
+
+std::string last_error() {
+  const char* text = dlerror();
+  return text == nullptr ? "unknown reason" : text;
+}
+
+// The backend lies beside the file that this code was linked into.
+std::string backend_path() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<const void*>(&status), &info) == 0 || info.dli_fname == nullptr) return kBackendName;
+  const std::string self = info.dli_fname;
+  const size_t slash = self.rfind('/');
+  return slash == std::string::npos ? kBackendName : self.substr(0, slash + 1) + kBackendName;
+}
+
+template <typename Function>
+Function find_symbol(void* library, const char* name) {
+  return reinterpret_cast<Function>(dlsym(library, name));
+}
+
+}  // namespace
+
+bool built() { return true; }
+
+std::string status() {
+  if (!has_driver()) return "no NVIDIA driver";
+
+  // Never closed: the CUDA runtime inside keeps state that must outlive this call.
+  void* const backend = dlopen(backend_path().c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (backend == nullptr) return "cannot load the CUDA backend: " + last_error();
+  const auto abi = find_symbol<decltype(&tw_cuda_abi)>(backend, "tw_cuda_abi");
+  const auto probe = find_symbol<decltype(&tw_cuda_probe)>(backend, "tw_cuda_probe");
+  if (abi == nullptr || probe == nullptr || abi() != TW_CUDA_ABI) {
+    return std::string(kBackendName) + " belongs to another version of tokenwire";
+  }
+  const auto found = std::make_unique<TwCudaProbe>();
+  return probe(found.get()) == 0 ? "available" : found->error;
+}
+
+}  // namespace tw::cuda
