@@ -1,0 +1,162 @@
+"""The engine on the event loop: live jobs by id, one file descriptor for all wake-ups, drain and failure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+
+from tokenwire.engine.native import NativeEngine, NativeJob, NativeStats
+from tokenwire.engine.stream import CancelOutcome, CancelResult, ErrorFactory, JobSpec, JobStream
+from tokenwire.errors import TokenwireError
+
+CANCEL_WAIT_S = 1.0
+FLUSH_WAIT_S = 2.0
+DRAINING = "the worker is shutting down"
+
+
+class AsyncEngine:
+    """Owns every `JobStream`. All methods belong to the thread of the loop that `attach` ran on.
+
+    Args:
+        native: the engine; `close` stops it.
+        remembered_jobs: how many finished job ids stay known to `cancel`.
+    """
+
+    def __init__(self, native: NativeEngine, *, remembered_jobs: int = 4096) -> None:
+        self._native = native
+        self._live: dict[str, JobStream] = {}
+        self._by_handle: dict[int, JobStream] = {}
+        self._finished: OrderedDict[str, int] = OrderedDict()
+        self._remembered_jobs = remembered_jobs
+        self._refusal: ErrorFactory | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def attach(self) -> None:
+        """Starts listening to the engine on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._native.event_fd, self._deliver)
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    def stats(self) -> NativeStats:
+        """A snapshot from memory."""
+        return self._native.stats()
+
+    def open(self, job_id: str) -> JobStream:
+        """Reserves a job id.
+
+        Raises:
+            TokenwireError: ALREADY_EXISTS, or UNAVAILABLE once draining.
+        """
+        if self._refusal is not None:
+            raise self._refusal()
+        if job_id in self._live:
+            raise TokenwireError("ALREADY_EXISTS")
+        stream = JobStream(job_id, self._started, self._ended)
+        self._live[job_id] = stream
+        self._finished.pop(job_id, None)
+        self._idle.clear()
+        return stream
+
+    def start(self, stream: JobStream, spec: JobSpec) -> None:
+        """Queues the job of an open stream; see `JobStream.start`."""
+        stream.start(self._native, spec)
+
+    async def cancel(self, job_id: str) -> CancelResult:
+        """Stops a job by id; after it returns no token of that job is sent. Idempotent."""
+        stream = self._live.get(job_id)
+        if stream is not None:
+            return await stream.cancel(CANCEL_WAIT_S)
+        if job_id in self._finished:
+            return CancelResult(CancelOutcome.ALREADY_FINISHED, self._finished[job_id])
+        return CancelResult(CancelOutcome.NOT_FOUND, 0)
+
+    def stop_admitting(self) -> None:
+        """From now on `open` raises UNAVAILABLE; live jobs go on."""
+        self._refusal = self._refusal or _draining
+
+    async def drain(self, timeout_s: float, cut_short: asyncio.Event | None = None) -> int:
+        """Stops admitting and waits for live jobs; those left end with UNAVAILABLE. Returns how many were left.
+
+        Args:
+            timeout_s: how long jobs may finish.
+            cut_short: ends the wait early when set.
+        """
+        self.stop_admitting()
+        if await self._wait_idle(timeout_s, cut_short):
+            return 0
+        left = len(self._live)
+        self._native.fail_all("UNAVAILABLE", DRAINING)
+        for stream in [stream for stream in self._live.values() if stream.handle is None]:
+            stream.fail(_draining)
+        if not await self._wait_idle(FLUSH_WAIT_S, None):
+            self.fail(_draining)
+        return left
+
+    def fail(self, error: ErrorFactory) -> None:
+        """Ends every stream with an error and admits nothing more, without asking the engine."""
+        self._refusal = error
+        for stream in list(self._live.values()):
+            stream.fail(error)
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Waits until no stream is open; False if that took longer."""
+        return await self._wait_idle(timeout_s, None)
+
+    async def close(self) -> None:
+        """Stops the engine; waits in a thread for the step in progress."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._native.event_fd)
+            self._loop = None
+        await asyncio.get_running_loop().run_in_executor(None, self._native.stop)
+
+    async def _wait_idle(self, timeout_s: float, cut_short: asyncio.Event | None) -> bool:
+        waits = [asyncio.ensure_future(self._idle.wait())]
+        if cut_short is not None:
+            waits.append(asyncio.ensure_future(cut_short.wait()))
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        return self._idle.is_set()
+
+    def _deliver(self) -> None:
+        for handle in self._native.take_ready():
+            stream = self._by_handle.get(handle)
+            if stream is not None:
+                stream.notify()
+
+    def _started(self, stream: JobStream, job: NativeJob) -> None:
+        self._by_handle[job.handle] = stream
+
+    def _ended(self, stream: JobStream) -> None:
+        self._live.pop(stream.job_id, None)
+        if stream.handle is not None:
+            self._by_handle.pop(stream.handle, None)
+        if stream.known:
+            self._finished[stream.job_id] = stream.tokens_out
+            while len(self._finished) > self._remembered_jobs:
+                self._finished.popitem(last=False)
+        if not self._live:
+            self._idle.set()
+
+
+def _draining() -> TokenwireError:
+    return TokenwireError("UNAVAILABLE", DRAINING, phase="draining")
+
+
+async def watch_engine(engine: AsyncEngine, *, watchdog_s: float, interval_s: float = 0.25) -> str:
+    """Returns why the engine is dead, once it is: its thread ended, or a step shows no life for `watchdog_s`."""
+    while True:
+        stats = engine.stats()
+        if stats.failure:
+            return stats.failure
+        if stats.heartbeat_age_ms > watchdog_s * 1000:
+            return f"no sign of life for {stats.heartbeat_age_ms / 1000:.1f} s"
+        await asyncio.sleep(interval_s)

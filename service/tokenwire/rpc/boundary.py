@@ -1,0 +1,152 @@
+"""The boundary around every handler of the server: what comes in malformed, and what goes wrong inside, turns into a
+typed status here, and nowhere else.
+
+- A message that does not parse becomes INVALID_ARGUMENT; left alone, grpc.aio answers UNKNOWN with the parser's text.
+- `TokenwireError` becomes its status with details. Any other exception becomes INTERNAL with a fixed sentence, and
+  its traceback goes to the log only.
+- Every answer carries `x-correlation-id`: in the initial metadata once a call produces an answer, and always in the
+  trailing metadata. A refusal sends no initial metadata, since a client may transparently retry only without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
+from tokenwire.observe.logging import bind_context, get_logger
+from tokenwire.rpc import status
+
+CORRELATION_KEYS = ("x-correlation-id", "x-request-id")
+_CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+# grpc's own handler types are untyped; `Any` stands for a message of whichever method is wrapped.
+Handler = Callable[[Any, Any], Any]
+
+
+class _Malformed:
+    """Stands for a request that did not parse."""
+
+
+_MALFORMED = _Malformed()
+
+
+def correlation_id(metadata: Any) -> str:
+    """The caller's correlation id if it sent a well-formed one, else a new one."""
+    sent = {key: value for key, value in reversed(tuple(metadata or ())) if key in CORRELATION_KEYS}
+    for key in CORRELATION_KEYS:
+        value = sent.get(key)
+        if isinstance(value, str) and _CORRELATION_ID.fullmatch(value):
+            return value
+    return str(uuid.uuid4())
+
+
+class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps every method of the server."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        call_id = correlation_id(handler_call_details.invocation_metadata)
+        deserializer = _guarded_deserializer(handler.request_deserializer)
+        if handler.request_streaming and handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                _streaming(call_id, handler.stream_stream), deserializer, handler.response_serializer
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _streaming(call_id, handler.unary_stream), deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _unary(call_id, handler.unary_unary), deserializer, handler.response_serializer
+        )
+
+
+def _guarded_deserializer(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    def guarded(data: bytes) -> Any:
+        try:
+            return data if deserialize is None else deserialize(data)
+        except (DecodeError, ValueError, RecursionError):
+            return _MALFORMED
+
+    return guarded
+
+
+def _require_parsed(request: Any) -> None:
+    if request is _MALFORMED:
+        message = "the message is not a valid encoding of its type"
+        raise invalid_request([FieldViolation("", "MALFORMED_PROTO", "valid_proto", message)])
+
+
+async def _parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        _require_parsed(request)
+        yield request
+
+
+def _unary(call_id: str, handler: Handler) -> Handler:
+    async def call(request: Any, context: Any) -> Any:
+        async with _translated(call_id, context):
+            _require_parsed(request)
+            response = await handler(request, context)
+            await context.send_initial_metadata(_correlation(call_id))
+            return response
+
+    return call
+
+
+def _streaming(call_id: str, handler: Handler) -> Handler:
+    """Handlers are asynchronous generators; the first thing they yield commits the call."""
+
+    async def call(request: Any, context: Any) -> None:
+        async with _translated(call_id, context):
+            if hasattr(request, "__aiter__"):
+                request = _parsed(request)
+            else:
+                _require_parsed(request)
+            committed = False
+            async with contextlib.aclosing(handler(request, context)) as messages:
+                async for message in messages:
+                    if not committed:
+                        committed = True
+                        await context.send_initial_metadata(_correlation(call_id))
+                    await context.write(message)
+
+    return call
+
+
+@contextlib.asynccontextmanager
+async def _translated(call_id: str, context: Any) -> AsyncIterator[None]:
+    bind_context(correlation_id=call_id)
+    context.set_trailing_metadata(_correlation(call_id))
+    try:
+        yield
+    except TokenwireError as error:
+        failure = error
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # noqa: BLE001  (the last line of defence: nothing of this may reach the client)
+        # A client that left makes writes fail; that is its choice and no fault of ours.
+        if context.done():
+            raise
+        get_logger().error("error", code="INTERNAL", exc_info=True)
+        failure = TokenwireError("INTERNAL")
+    else:
+        return
+    code, message, trailers = status.to_abort(failure)
+    await context.abort(code, message, (*trailers, *_correlation(call_id)))
+
+
+def _correlation(call_id: str) -> tuple[tuple[str, str], ...]:
+    return ((CORRELATION_KEYS[0], call_id),)

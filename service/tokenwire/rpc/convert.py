@@ -1,0 +1,104 @@
+"""Between messages and plain values: the only file that knows both the protobuf types and the engine's."""
+
+from __future__ import annotations
+
+import itertools
+
+from tokenwire.engine import CancelOutcome, CancelResult
+from tokenwire.errors import TokenwireError
+from tokenwire.rpc.state import DEGRADED_POOL_UTILIZATION, Phase, WorkerState
+from tokenwire.rpc.validate import MAX_LOGIT_BIASES, MAX_STOPS, Limits, RawRequest, check_prompt_length
+from tokenwire.v1 import inference_pb2 as pb
+
+_CANCEL_OUTCOMES = {
+    CancelOutcome.CANCELLED: pb.CancelResponse.OUTCOME_CANCELLED,
+    CancelOutcome.ALREADY_FINISHED: pb.CancelResponse.OUTCOME_ALREADY_FINISHED,
+    CancelOutcome.NOT_FOUND: pb.CancelResponse.OUTCOME_NOT_FOUND,
+}
+
+
+def raw_request(request: pb.ExecuteRequest, limits: Limits) -> RawRequest:
+    """The plain values of a request. Lists beyond their bound are cut one past it, so that they cost no more.
+
+    Raises:
+        TokenwireError: CONTEXT_LENGTH_EXCEEDED for a list of token ids that no context holds.
+    """
+
+    def optional(name: str) -> int | float | None:
+        return getattr(request, name) if request.HasField(name) else None
+
+    kind = request.WhichOneof("input")
+    if kind == "prompt_tokens":
+        check_prompt_length(len(request.prompt_tokens.ids), limits)
+    numbers = {
+        name: optional(name)
+        for name in (
+            "max_tokens",
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+            "logprobs",
+            "seed",
+        )
+    }
+    return RawRequest(
+        job_id=request.job_id,
+        prompt=request.prompt if kind == "prompt" else None,
+        prompt_tokens=list(request.prompt_tokens.ids) if kind == "prompt_tokens" else None,
+        chat=[(message.role, message.content) for message in request.chat.messages[: limits.max_chat_messages + 1]]
+        if kind == "chat"
+        else None,
+        stop=list(request.stop[: MAX_STOPS + 1]),
+        logit_bias=dict(itertools.islice(request.logit_bias.items(), MAX_LOGIT_BIASES + 1)),
+        **numbers,  # type: ignore[arg-type]
+    )
+
+
+def error_event(error: TokenwireError) -> bytes:
+    """A serialised terminal `error` event."""
+    event = pb.Error(code=error.code, message=error.message, retriable=error.retriable)
+    return pb.ExecuteEvent(error=event).SerializeToString()
+
+
+def empty_metrics_event(num_prompt_tokens: int) -> bytes:
+    """A serialised `metrics` event for a job that the engine never summed up."""
+    return pb.ExecuteEvent(metrics=pb.Metrics(tokens_in=num_prompt_tokens)).SerializeToString()
+
+
+def cancel_response(result: CancelResult) -> pb.CancelResponse:
+    return pb.CancelResponse(outcome=_CANCEL_OUTCOMES[result.outcome], tokens_out=result.tokens_out)
+
+
+def health_response(state: WorkerState) -> pb.HealthResponse:
+    """The worker's state, from memory."""
+    response = pb.HealthResponse(
+        status=pb.HealthResponse.STATUS_HEALTHY if state.phase is Phase.READY else pb.HealthResponse.STATUS_UNHEALTHY,
+        model=state.model,
+        device=state.device,
+        uptime_seconds=state.uptime_seconds,
+        phase=state.phase.value,
+        load_percent=state.load_percent,
+    )
+    serving = state.serving
+    if serving is None:
+        return response
+    facts, stats = serving.facts, serving.engine.stats()
+    response.model = facts.name
+    response.device = facts.device
+    response.quant_kind = facts.quant_kind
+    response.tokenizer_kind = facts.tokenizer_kind
+    response.vocab_size = facts.vocab_size
+    response.context_length = facts.context_length
+    response.resident = state.phase is not Phase.FAILED
+    if facts.device != "cpu":
+        response.vram_bytes_used = stats.weight_bytes + stats.kv_bytes + stats.workspace_bytes
+    response.pool_utilization = stats.used_blocks / stats.total_blocks if stats.total_blocks else 0.0
+    response.active = stats.active_jobs
+    response.queued = stats.queued_jobs
+    if state.phase is Phase.READY and response.pool_utilization > DEGRADED_POOL_UTILIZATION:
+        response.status = pb.HealthResponse.STATUS_DEGRADED
+    return response

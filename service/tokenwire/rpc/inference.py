@@ -1,0 +1,187 @@
+"""The `tokenwire.v1.Inference` service: prepare a job, hand its events through, end it in one way."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import functools
+import hashlib
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+import grpc
+
+from tokenwire.engine import CancelOutcome, JobSpec, JobStream
+from tokenwire.errors import TokenwireError
+from tokenwire.observe.logging import bind_context, get_logger
+from tokenwire.rpc import convert
+from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
+from tokenwire.rpc.validate import RawRequest, check_job_id, check_request, fit_context
+from tokenwire.v1 import inference_pb2 as pb
+
+T = TypeVar("T")
+
+
+class InferenceServicer:
+    """Handlers of the service.
+
+    Args:
+        state: the worker's.
+        pool: threads for tokenising, which must not hold up the loop.
+        inference_timeout_sec: longest a job may take, from its arrival.
+    """
+
+    def __init__(self, state: WorkerState, pool: Executor, inference_timeout_sec: float) -> None:
+        self._state = state
+        self._pool = pool
+        self._inference_timeout_sec = inference_timeout_sec
+
+    async def execute(
+        self, request: pb.ExecuteRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncGenerator[bytes, None]:
+        """Yields serialised events. Raises TokenwireError for a refusal, and after an `error` event."""
+        arrived = time.monotonic()
+        serving = self._state.require_serving()
+        raw = convert.raw_request(request, serving.limits)
+        check = functools.partial(check_request, raw, serving.limits, serving.text.count_tokens)
+        await self._in_pool(check) if raw.stop else check()
+        # The id is live before the prompt is tokenised, so that Cancel and duplicates meet it from here on.
+        with serving.engine.open(raw.job_id) as stream:
+            bind_context(job_id=raw.job_id)
+            prompt_ids = await self._encode(serving, raw)
+            spec = self._spec(serving, raw, prompt_ids, arrived, context)
+            serving.engine.start(stream, spec)
+            _log_start(spec)
+            ending = "DISCONNECTED"
+            try:
+                async for message in stream:
+                    yield message
+                failure = stream.failure
+                ending = failure.code if failure is not None else "OK"
+                if failure is not None:
+                    if not stream.metrics_sent:
+                        yield convert.empty_metrics_event(len(prompt_ids))
+                    yield convert.error_event(failure)
+                    raise failure
+            finally:
+                _log_end(stream, ending, time.monotonic() - arrived)
+
+    async def cancel(self, request: pb.CancelRequest, context: grpc.aio.ServicerContext) -> pb.CancelResponse:
+        check_job_id(request.job_id)
+        bind_context(job_id=request.job_id)
+        if self._state.serving is None:
+            return pb.CancelResponse(outcome=pb.CancelResponse.OUTCOME_NOT_FOUND)
+        result = await self._state.serving.engine.cancel(request.job_id)
+        log = get_logger().warning if result.outcome is CancelOutcome.NOT_FOUND else get_logger().info
+        log("cancel", outcome=result.outcome.value, tokens_out=result.tokens_out)
+        return convert.cancel_response(result)
+
+    async def health(self, request: pb.HealthRequest, context: grpc.aio.ServicerContext) -> pb.HealthResponse:
+        return convert.health_response(self._state)
+
+    async def _encode(self, serving: Serving, raw: RawRequest) -> list[int]:
+        if raw.prompt is not None:
+            return await self._in_pool(functools.partial(serving.text.encode_prompt, raw.prompt))
+        if raw.chat is not None:
+            return await self._in_pool(functools.partial(serving.text.encode_chat, raw.chat))
+        return list(raw.prompt_tokens or ())
+
+    async def _in_pool(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+
+    def _spec(
+        self,
+        serving: Serving,
+        raw: RawRequest,
+        prompt_ids: list[int],
+        arrived: float,
+        context: grpc.aio.ServicerContext,
+    ) -> JobSpec:
+        def default(value: float | None, unset: float) -> float:
+            return unset if value is None else value
+
+        input_field = "prompt" if raw.prompt is not None else "chat" if raw.chat is not None else "prompt_tokens"
+        return JobSpec(
+            job_id=raw.job_id,
+            model=serving.facts.name,
+            prompt_ids=prompt_ids,
+            max_tokens=fit_context(len(prompt_ids), raw.max_tokens, serving.limits, input_field),
+            seed=secrets.randbits(64) if raw.seed is None else raw.seed,
+            temperature=default(raw.temperature, 1.0),
+            top_p=default(raw.top_p, 1.0),
+            top_k=raw.top_k or 0,
+            min_p=default(raw.min_p, 0.0),
+            repetition_penalty=default(raw.repetition_penalty, 1.0),
+            frequency_penalty=default(raw.frequency_penalty, 0.0),
+            presence_penalty=default(raw.presence_penalty, 0.0),
+            logit_bias=raw.logit_bias,
+            logprobs=-1 if raw.logprobs is None else raw.logprobs,
+            stop=[stop.encode() for stop in raw.stop],
+            timeout_ms=self._timeout_ms(arrived, context),
+        )
+
+    def _timeout_ms(self, arrived: float, context: grpc.aio.ServicerContext) -> int:
+        """What is left of the worker's timeout and of the call's deadline, whichever is less.
+
+        Raises:
+            TokenwireError: INFERENCE_TIMEOUT if nothing is left.
+        """
+        left_s = self._inference_timeout_sec - (time.monotonic() - arrived)
+        deadline_s: float | None = context.time_remaining()
+        if deadline_s is not None:
+            left_s = min(left_s, deadline_s)
+        if left_s <= 0:
+            raise TokenwireError("INFERENCE_TIMEOUT")
+        return math.ceil(left_s * 1000)
+
+
+def add_inference(server: grpc.aio.Server, servicer: InferenceServicer) -> None:
+    """Registers the service. Execute's events are serialised where they are made, so gRPC must not touch them."""
+    handlers = {
+        "Execute": grpc.unary_stream_rpc_method_handler(
+            servicer.execute, request_deserializer=pb.ExecuteRequest.FromString, response_serializer=None
+        ),
+        "Cancel": grpc.unary_unary_rpc_method_handler(
+            servicer.cancel,
+            request_deserializer=pb.CancelRequest.FromString,
+            response_serializer=pb.CancelResponse.SerializeToString,
+        ),
+        "Health": grpc.unary_unary_rpc_method_handler(
+            servicer.health,
+            request_deserializer=pb.HealthRequest.FromString,
+            response_serializer=pb.HealthResponse.SerializeToString,
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _log_start(spec: JobSpec) -> None:
+    digest = hashlib.sha256(array.array("I", spec.prompt_ids).tobytes()).hexdigest()
+    get_logger().info(
+        "execute_start",
+        tokens_in=len(spec.prompt_ids),
+        max_tokens=spec.max_tokens,
+        seed=spec.seed,
+        prompt_sha256=digest,
+    )
+
+
+def _log_end(stream: JobStream, ending: str, wall_s: float) -> None:
+    fields: dict[str, object] = {"outcome": ending, "tokens_out": stream.tokens_out, "wall_ms": round(wall_s * 1000, 1)}
+    outcome = stream.outcome
+    if outcome is not None:
+        fields.update(
+            stop_reason=outcome.stop_reason,
+            tokens_in=outcome.tokens_in,
+            cached_tokens=outcome.cached_tokens,
+            queue_ms=round(outcome.queue_ms, 3),
+            prefill_ms=round(outcome.prefill_ms, 3),
+            first_token_ms=round(outcome.first_token_ms, 3),
+            decode_ms=round(outcome.decode_ms, 3),
+            output_sha256=outcome.digest,
+        )
+    get_logger().info("execute_end", **fields)

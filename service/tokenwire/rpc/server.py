@@ -1,0 +1,55 @@
+"""Assembles the gRPC server: boundary outermost, then the three services, with every transport limit set."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from tokenwire.config import Settings
+from tokenwire.rpc.boundary import Boundary
+from tokenwire.rpc.health import HealthServicer, add_health
+from tokenwire.rpc.inference import InferenceServicer, add_inference
+from tokenwire.rpc.reflection import add_reflection
+from tokenwire.rpc.state import WorkerState
+from tokenwire.v1 import inference_pb2
+
+MAX_PING_STRIKES = 2
+# grpc.max_metadata_size refuses at random from the soft limit on and always from the hard one.
+HARD_METADATA_FACTOR = 2
+
+
+def build_server(settings: Settings, state: WorkerState, pool: Executor) -> grpc.aio.Server:
+    """A server that is not bound or started yet.
+
+    Args:
+        state: answers Health at once, and Execute once it is ready.
+        pool: threads for tokenising.
+    """
+    server = grpc.aio.server(interceptors=(Boundary(),), options=transport_options(settings))
+    add_inference(server, InferenceServicer(state, pool, settings.inference_timeout_sec))
+    add_health(server, HealthServicer(state))
+    add_reflection(server, (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
+    return server
+
+
+def transport_options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # else a second worker on this port would silently take half the calls
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", HARD_METADATA_FACTOR * settings.max_metadata_bytes),
+        ("grpc.keepalive_time_ms", settings.keepalive_time_ms),
+        ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval_ms),
+        ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
+        ("grpc.max_connection_idle_ms", settings.max_connection_idle_ms),
+        ("grpc.max_connection_age_ms", settings.max_connection_age_ms),
+        # A stream that is running when its connection grows old may finish: no job outlives the inference timeout.
+        ("grpc.max_connection_age_grace_ms", int(settings.inference_timeout_sec * 1000) + 10_000),
+        ("grpc.server_handshake_timeout_ms", settings.handshake_timeout_ms),
+    ]

@@ -1,0 +1,305 @@
+"""Every bound of a request, checked in one place on plain values, so that gRPC and HTTP give the same answer.
+
+`RULES` is the table of the numeric bounds; docs/limits.md shows it, and a test keeps the two equal. All violations are
+found at once, cheap ones first, and none repeats the prompt or a stop string.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
+
+JOB_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+ROLES = ("system", "user", "assistant")
+MAX_STOPS = 4
+MAX_STOP_TOKENS = 32
+MAX_LOGIT_BIASES = 300
+MAX_SEED = 2**64 - 1
+
+# Violations beyond this many in one list are not collected: a status carries fewer anyway.
+_MAX_PER_LIST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Bounds of one number. `high` may be the name of a `Limits` attribute.
+
+    Attributes:
+        open_low: whether `low` itself is refused.
+        default: what an unset field means, for the documentation.
+    """
+
+    field: str
+    low: int
+    high: int | str
+    default: str
+    open_low: bool = False
+
+    def most(self, limits: Limits) -> int:
+        return int(getattr(limits, self.high)) if isinstance(self.high, str) else self.high
+
+    def constraint(self, high: int) -> str:
+        return f"range({'>' if self.open_low else ''}{self.low}..={high})"
+
+
+RULES = (
+    Rule("max_tokens", 1, "max_tokens_out", "the highest allowed, capped by the context that the prompt leaves"),
+    Rule("temperature", 0, 2, "1; 0 is greedy"),
+    Rule("top_p", 0, 1, "1 (off)", open_low=True),
+    Rule("top_k", 0, "vocab_size", "0 (off)"),
+    Rule("min_p", 0, 1, "0 (off)"),
+    Rule("repetition_penalty", 0, 2, "1 (off)", open_low=True),
+    Rule("frequency_penalty", -2, 2, "0 (off)"),
+    Rule("presence_penalty", -2, 2, "0 (off)"),
+    Rule("logprobs", 0, 20, "no log-probabilities"),
+    Rule("seed", 0, MAX_SEED, "drawn by the worker"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that depend on settings or on the model.
+
+    Attributes:
+        max_tokens_in: most prompt tokens; 0 for no bound but the context.
+        max_token_bytes: length of the longest vocabulary entry, bytes.
+    """
+
+    max_prompt_chars: int
+    max_chat_messages: int
+    max_tokens_in: int
+    max_tokens_out: int
+    vocab_size: int
+    context_length: int
+    max_token_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawRequest:
+    """A generation as the client sent it; None is unset. Exactly one of the three inputs should be given."""
+
+    job_id: str
+    prompt: str | None = None
+    prompt_tokens: Sequence[int] | None = None
+    chat: Sequence[tuple[str, str]] | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logprobs: int | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+def check_request(request: RawRequest, limits: Limits, count_tokens: Callable[[str], int]) -> None:
+    """Checks everything but the fit into the context.
+
+    Args:
+        count_tokens: tokens of a text by the model's tokenizer; called on stop strings only, once they are known short.
+
+    Raises:
+        TokenwireError: INVALID_REQUEST with every violation.
+    """
+    violations = [
+        *_check_job_id(request.job_id),
+        *_check_input(request, limits),
+        *_check_numbers(request, limits),
+        *_check_stops(request.stop, limits, count_tokens),
+        *_check_logit_bias(request.logit_bias, limits),
+    ]
+    if violations:
+        raise invalid_request(violations)
+
+
+def check_job_id(job_id: str) -> None:
+    """For calls that carry nothing but a job id.
+
+    Raises:
+        TokenwireError: INVALID_REQUEST.
+    """
+    violations = list(_check_job_id(job_id))
+    if violations:
+        raise invalid_request(violations)
+
+
+def fit_context(num_prompt_tokens: int, max_tokens: int | None, limits: Limits, input_field: str) -> int:
+    """The number of tokens to generate, at most, so that prompt and answer fit the context.
+
+    Args:
+        input_field: which field held the prompt.
+
+    Raises:
+        TokenwireError: INVALID_REQUEST for a prompt without tokens; CONTEXT_LENGTH_EXCEEDED with limit and actual.
+    """
+    if num_prompt_tokens == 0:
+        raise invalid_request([_empty(input_field)])
+    if limits.max_tokens_in and num_prompt_tokens > limits.max_tokens_in:
+        raise _too_long(f"the prompt has {num_prompt_tokens} tokens", limits.max_tokens_in, num_prompt_tokens)
+    wanted = max_tokens if max_tokens is not None else 1
+    total = num_prompt_tokens + wanted
+    if total > limits.context_length:
+        what = f"{num_prompt_tokens} prompt tokens and {wanted} to generate"
+        raise _too_long(what, limits.context_length, total)
+    if max_tokens is not None:
+        return max_tokens
+    return min(limits.max_tokens_out, limits.context_length - num_prompt_tokens)
+
+
+def check_prompt_length(num_prompt_tokens: int, limits: Limits) -> None:
+    """Refuses a prompt of token ids that is beyond the context before anything looks at the ids.
+
+    Raises:
+        TokenwireError: CONTEXT_LENGTH_EXCEEDED.
+    """
+    if num_prompt_tokens >= limits.context_length:
+        raise _too_long(f"{num_prompt_tokens} prompt tokens", limits.context_length, num_prompt_tokens + 1)
+
+
+def _too_long(what: str, limit: int, actual: int) -> TokenwireError:
+    return TokenwireError("CONTEXT_LENGTH_EXCEEDED", f"{what} exceed the limit of {limit}", limit=limit, actual=actual)
+
+
+def _empty(name: str) -> FieldViolation:
+    return FieldViolation(name, "PROMPT_EMPTY", "non_empty", "must not be empty")
+
+
+def _check_job_id(job_id: str) -> Iterator[FieldViolation]:
+    if not JOB_ID_PATTERN.fullmatch(job_id):
+        message = "must be 1 to 128 characters of A-Z, a-z, 0-9, '.', '_', ':' or '-'"
+        yield FieldViolation("job_id", "PATTERN", f"pattern({JOB_ID_PATTERN.pattern})", message)
+
+
+def _check_input(request: RawRequest, limits: Limits) -> Iterator[FieldViolation]:
+    inputs = {"prompt": request.prompt, "prompt_tokens": request.prompt_tokens, "chat": request.chat}
+    given = [name for name, value in inputs.items() if value is not None]
+    if len(given) != 1:
+        for name in given or inputs:
+            yield FieldViolation(name, "ONE_OF", "one_of(prompt, prompt_tokens, chat)", "give exactly one input")
+    if request.prompt is not None:
+        if not request.prompt:
+            yield _empty("prompt")
+        yield from _check_chars("prompt", len(request.prompt), limits)
+    if request.prompt_tokens is not None:
+        yield from _check_token_ids(request.prompt_tokens, limits)
+    if request.chat is not None:
+        yield from _check_chat(request.chat, limits)
+
+
+def _check_chars(name: str, chars: int, limits: Limits) -> Iterator[FieldViolation]:
+    limit = limits.max_prompt_chars
+    if chars > limit:
+        yield FieldViolation(
+            name, "PROMPT_TOO_LARGE", f"length(1..={limit})", f"must have at most {limit} characters", str(chars)
+        )
+
+
+def _check_token_ids(ids: Sequence[int], limits: Limits) -> Iterator[FieldViolation]:
+    if not ids:
+        yield _empty("prompt_tokens")
+    elif max(ids) >= limits.vocab_size or min(ids) < 0:
+        wrong = [(place, token) for place, token in enumerate(ids) if not 0 <= token < limits.vocab_size]
+        for place, token in wrong[:_MAX_PER_LIST]:
+            yield _outside_vocabulary(f"prompt_tokens.ids[{place}]", token, limits)
+
+
+def _check_chat(chat: Sequence[tuple[str, str]], limits: Limits) -> Iterator[FieldViolation]:
+    if not chat:
+        yield _empty("chat.messages")
+    if len(chat) > limits.max_chat_messages:
+        yield _too_many("chat.messages", limits.max_chat_messages)
+        return
+    wrong = [place for place, (role, _) in enumerate(chat) if role not in ROLES]
+    for place in wrong[:_MAX_PER_LIST]:
+        yield FieldViolation(
+            f"chat.messages[{place}].role",
+            "ONE_OF",
+            f"one_of({', '.join(ROLES)})",
+            f"must be one of {', '.join(ROLES)}",
+        )
+    yield from _check_chars("chat.messages", sum(len(content) for _, content in chat), limits)
+
+
+def _check_numbers(request: RawRequest, limits: Limits) -> Iterator[FieldViolation]:
+    for rule in RULES:
+        value: int | float | None = getattr(request, rule.field)
+        if value is None:
+            continue
+        high = rule.most(limits)
+        constraint = rule.constraint(high)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield FieldViolation(rule.field, "FINITE", constraint, "must be a finite number", str(value))
+        elif value < rule.low or value > high or (rule.open_low and value == rule.low):
+            least = f"above {rule.low}" if rule.open_low else f"at least {rule.low}"
+            message = f"must be {least} and at most {high}, not {_show(value)}"
+            yield FieldViolation(rule.field, "RANGE", constraint, message, _show(value))
+
+
+def _check_stops(stops: Sequence[str], limits: Limits, count_tokens: Callable[[str], int]) -> Iterator[FieldViolation]:
+    if len(stops) > MAX_STOPS:
+        yield _too_many("stop", MAX_STOPS)
+        return
+    constraint = f"tokens(1..={MAX_STOP_TOKENS})"
+    for place, stop in enumerate(stops):
+        name = f"stop[{place}]"
+        if not stop:
+            yield FieldViolation(name, "NON_EMPTY", "non_empty", "must not be empty")
+        # The bound in bytes keeps a huge string away from the tokenizer: no 32 tokens spell more than this.
+        elif (
+            len(stop.encode("utf-8", "replace")) > MAX_STOP_TOKENS * limits.max_token_bytes
+            or count_tokens(stop) > MAX_STOP_TOKENS
+        ):
+            yield FieldViolation(name, "LENGTH", constraint, f"must have at most {MAX_STOP_TOKENS} tokens")
+
+
+def _check_logit_bias(biases: Mapping[int, float], limits: Limits) -> Iterator[FieldViolation]:
+    if len(biases) > MAX_LOGIT_BIASES:
+        yield _too_many("logit_bias", MAX_LOGIT_BIASES)
+        return
+    for token in sorted(biases):
+        name = f"logit_bias[{token}]"
+        if not 0 <= token < limits.vocab_size:
+            yield _outside_vocabulary(name, token, limits)
+        bias = biases[token]
+        if not math.isfinite(bias):
+            yield FieldViolation(name, "FINITE", "range(-100..=100)", "must be a finite number", str(bias))
+        elif not -100 <= bias <= 100:
+            message = f"must be at least -100 and at most 100, not {bias:.7g}"
+            yield FieldViolation(name, "RANGE", "range(-100..=100)", message, f"{bias:.7g}")
+
+
+def _show(value: float) -> str:
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return str(value) if value.bit_length() <= 128 else "a number of more than 128 bits"
+
+
+def _outside_vocabulary(name: str, token: int, limits: Limits) -> FieldViolation:
+    constraint = f"vocabulary(0..{limits.vocab_size})"
+    message = f"token id {token} is outside the vocabulary of {limits.vocab_size}"
+    return FieldViolation(name, "VOCABULARY", constraint, message, str(token))
+
+
+def _too_many(name: str, limit: int) -> FieldViolation:
+    return FieldViolation(name, "MAX_COUNT", f"max_count({limit})", f"must have at most {limit} entries")
+
+
+def markdown_table() -> str:
+    """The numeric bounds as docs/limits.md shows them."""
+    named = {"max_tokens_out": "`max_tokens_out` (2048)", "vocab_size": "the vocabulary's size"}
+    lines = ["| Field | Least | Most | Unset means |", "|---|---|---|---|"]
+    for rule in RULES:
+        high = (
+            named[rule.high] if isinstance(rule.high, str) else "2^64 − 1" if rule.field == "seed" else str(rule.high)
+        )
+        low = f"above {rule.low}" if rule.open_low else str(rule.low).replace("-", "−")
+        lines.append(f"| `{rule.field}` | {low} | {high} | {rule.default} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,151 @@
+"""A real gRPC server on localhost over an engine whose every step the test takes by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2_grpc
+
+from tokenwire.config import Settings, load_settings
+from tokenwire.engine import AsyncEngine
+from tokenwire.engine.fake import FakeEngine, FakeJob
+from tokenwire.rpc.server import build_server
+from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
+from tokenwire.rpc.validate import Limits
+from tokenwire.v1 import inference_pb2 as pb
+from tokenwire.v1 import inference_pb2_grpc
+
+LIMITS = Limits(
+    max_prompt_chars=32768,
+    max_chat_messages=64,
+    max_tokens_in=0,
+    max_tokens_out=2048,
+    vocab_size=1000,
+    context_length=4096,
+    max_token_bytes=16,
+)
+FACTS = ModelFacts("test-model", "Q4_1", "gguf-bpe", LIMITS.vocab_size, LIMITS.context_length, "cpu")
+
+
+@dataclass
+class FakeText:
+    """One token a character. `gate`, when cleared, holds every call back."""
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    threads: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def encode_prompt(self, text: str) -> list[int]:
+        self.threads.add(threading.get_ident())
+        self.entered.release()
+        assert self.gate.wait(20)
+        return [ord(c) % LIMITS.vocab_size for c in text]
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        return self.encode_prompt("".join(content for _, content in messages))
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+
+@dataclass
+class Worker:
+    """A running server and a client of it."""
+
+    fake: FakeEngine
+    text: FakeText
+    state: WorkerState
+    engine: AsyncEngine
+    server: grpc.aio.Server
+    port: int
+    channel: grpc.aio.Channel
+    stub: Any
+    health: Any
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def submitted(self) -> FakeJob:
+        """The next job to reach the engine."""
+        assert await asyncio.to_thread(self.fake.submitted.acquire, timeout=20)
+        return self.fake.jobs[-1]
+
+
+StartWorker = Callable[..., Any]
+
+
+@pytest.fixture
+async def start_worker() -> AsyncIterator[StartWorker]:
+    running: list[tuple[Worker, ThreadPoolExecutor]] = []
+
+    async def start(
+        *,
+        fake: FakeEngine | None = None,
+        ready: bool = True,
+        limits: Limits = LIMITS,
+        settings: Settings | None = None,
+        channel_options: Sequence[tuple[str, Any]] = (),
+    ) -> Worker:
+        fake = fake or FakeEngine()
+        text, state, pool = FakeText(), WorkerState(model="test-model"), ThreadPoolExecutor(4)
+        engine = AsyncEngine(fake, remembered_jobs=3)
+        engine.attach()
+        server = build_server(settings or load_settings(environ={}), state, pool)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        if ready:
+            state.serving = Serving(engine, text, limits, FACTS)
+            state.enter(Phase.READY)
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=list(channel_options))
+        worker = Worker(
+            fake,
+            text,
+            state,
+            engine,
+            server,
+            port,
+            channel,
+            inference_pb2_grpc.InferenceStub(channel),
+            health_pb2_grpc.HealthStub(channel),
+        )
+        running.append((worker, pool))
+        return worker
+
+    yield start
+    for worker, pool in running:
+        worker.text.gate.set()
+        await worker.channel.close()
+        worker.fake.fail_all("UNAVAILABLE", "test is over")
+        await worker.server.stop(None)
+        assert await worker.engine.wait_idle(10), "a job outlived its stream"
+        await worker.engine.close()
+        worker.fake.close()
+        pool.shutdown()
+
+
+@pytest.fixture
+async def worker(start_worker: StartWorker) -> Worker:
+    started: Worker = await start_worker()
+    return started
+
+
+def request(job_id: str = "job-1", **fields: Any) -> pb.ExecuteRequest:
+    if not {"prompt", "prompt_tokens", "chat"} & fields.keys():
+        fields["prompt"] = "Hello"
+    return pb.ExecuteRequest(job_id=job_id, **fields)
+
+
+@pytest.fixture(name="request_of")
+def _request_of() -> Callable[..., pb.ExecuteRequest]:
+    return request
