@@ -1,0 +1,103 @@
+# Everything runs from a virtual environment in .venv; nothing else on the machine is changed.
+# `make setup` needs Python 3.10 or newer with venv, and a C++17 compiler.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.10, \
+  $(shell $(p) -c 'import sys, venv; print("$(p)" if sys.version_info >= (3, 10) else "")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+# The tools of the environment come first, so that every step uses the same CMake, Ninja and linters.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+DEPS_STAMP := $(VENV)/.dependencies
+BUILD_STAMP := $(VENV)/.package
+STUBS := build/stubs
+STUBS_STAMP := $(STUBS)/.generated
+NATIVE_SOURCES := $(shell find native protos tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+PACKAGE_INPUTS := pyproject.toml service/tokenwire/_version.py \
+  $(shell find CMakeLists.txt native protos -type f)
+
+.PHONY: help setup demo test test-native lint format bench serve wheel sdist lock clean
+
+help:
+	@echo 'make setup   create $(VENV), install the locked dependencies, build and install the package'
+	@echo 'make demo    serve a real model here and stream a haiku from it'
+	@echo 'make test    all tests: native, unit, service, end to end'
+	@echo 'make lint    style, types, proto and shell checks'
+	@echo 'make bench   run the benchmarks'
+	@echo 'make serve   serve SmolLM2 on 127.0.0.1:50051 (MODEL=... for another model)'
+	@echo 'make wheel   build a wheel into dist/'
+	@echo 'make clean   remove what was built, $(VENV) included'
+
+setup: $(BUILD_STAMP)
+
+$(DEPS_STAMP): requirements/dev.txt
+	@test -n '$(PYTHON)' || { echo 'error: no Python 3.10 or newer with the venv module was found;' \
+	  'install one (Debian: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo 'error: the virtual environment could not be made (Debian: apt-get install python3-venv)' >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(BUILD_STAMP): $(DEPS_STAMP) $(PACKAGE_INPUTS)
+	@command -v $${CXX:-c++} >/dev/null || { echo 'error: no C++ compiler was found' \
+	  '(Debian: apt-get install g++); CXX names another' >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup
+	@$(BIN)/python scripts/demo.py
+
+test: setup test-native
+	$(BIN)/python -m pytest
+
+test-native: $(DEPS_STAMP)
+	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DTOKENWIRE_TESTS=ON -DTOKENWIRE_PYTHON=OFF
+	$(BIN)/cmake --build build/native-tests
+	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
+
+lint: $(DEPS_STAMP) $(STUBS_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE_SOURCES)
+	$(BIN)/buf lint protos
+	$(BIN)/shellcheck .ci/run
+
+# mypy reads the generated messages from here; the installed package has its own.
+$(STUBS_STAMP): $(DEPS_STAMP) $(wildcard protos/tokenwire/v1/*.proto)
+	@mkdir -p $(STUBS)
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(STUBS) --pyi_out=$(STUBS) --grpc_python_out=$(STUBS) \
+	  $(wildcard protos/tokenwire/v1/*.proto)
+	@touch $@
+
+format: $(DEPS_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
+
+bench: setup
+	$(BIN)/python -m benchmarks $(ARGS)
+
+MODEL ?= smollm2
+serve: setup
+	@$(BIN)/tokenwire pull $(MODEL) >/dev/null
+	@exec $(BIN)/tokenwire serve --model $(MODEL) $(ARGS)
+
+wheel: $(DEPS_STAMP)
+	$(BIN)/python -m build --no-isolation --wheel
+
+sdist: $(DEPS_STAMP)
+	$(BIN)/python -m build --no-isolation --sdist
+
+# Needs uv (https://docs.astral.sh/uv).
+lock:
+	uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.10 --extra hub \
+	  --custom-compile-command 'make lock' --output-file requirements/dev.txt pyproject.toml requirements/dev.in
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
