@@ -1,6 +1,9 @@
 #include "quant/float_formats.h"
 
 #include <cstddef>
+#include <cstring>
+
+#include "core/half.h"
 
 namespace tw::quant {
 namespace {
