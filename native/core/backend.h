@@ -1,0 +1,122 @@
+// What a device must do for a model: hold weights and the paged KV cache, and run the fused operations of one step.
+//
+// A model (native/models) is written once against this interface; native/cpu and native/cuda implement it. The
+// activations are the backend's own and each has one meaning (see Activation), so a model says only which weights to use
+// in which order. Every operation obeys DESIGN §3: an output row depends on its own input row, the weights and the
+// model's shape, never on the other rows of the step.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/sampling.h"
+#include "core/step.h"
+
+namespace tw {
+
+// A row-major matrix as it lies in the model file: [num_rows, num_cols], each row a whole number of blocks.
+struct MatrixSource {
+  DType dtype;
+  int64_t num_rows;   // outputs
+  int64_t num_cols;   // inputs
+  const void* data;   // valid during the call it is passed to
+};
+
+// Indexes a backend's weights.
+struct MatrixHandle {
+  int32_t index = -1;
+};
+struct VectorHandle {
+  int32_t index = -1;
+};
+
+// How rotary position embedding pairs the dimensions of a head.
+enum class RopeKind {
+  kInterleaved,  // (0,1), (2,3), … (GGUF's `llama` files)
+  kHalfSplit,    // (0, d/2), (1, d/2+1), … (GPT-NeoX; `qwen2`)
+};
+
+struct ModelShape {
+  int32_t vocab_size = 0;
+  int32_t context_length = 0;
+  int32_t num_layers = 0;
+  int32_t hidden_size = 0;
+  int32_t ffn_size = 0;
+  int32_t num_heads = 0;
+  int32_t num_kv_heads = 0;
+  int32_t head_dim = 0;
+  float rms_eps = 0;
+  RopeKind rope = RopeKind::kInterleaved;
+  int32_t rope_dims = 0;           // leading dimensions of a head that are rotated
+  std::vector<float> rope_cos;     // [context_length, rope_dims / 2]
+  std::vector<float> rope_sin;     // the same shape
+
+  // Bytes of FP16 keys and values that one token takes in all layers.
+  int64_t kv_bytes_per_token() const {
+    return int64_t{2} * 2 * num_layers * num_kv_heads * head_dim;
+  }
+};
+
+// The most a step can hold, fixed when the backend is prepared.
+struct StepLimits {
+  int32_t max_rows = 0;         // tokens in a step
+  int32_t max_logit_rows = 0;   // rows whose logits are wanted
+  int32_t num_kv_blocks = 0;    // blocks in the pool
+};
+
+// Bytes in use, by purpose.
+struct MemoryUse {
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes = 0;
+  int64_t workspace_bytes = 0;
+};
+
+// The input of a projection.
+enum class Activation {
+  kAttention,    // [rows, num_heads * head_dim], the output of attend()
+  kFeedForward,  // [rows, ffn_size], the output of feed_forward_up()
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // --- Loading. Sources are copied, still quantised, into the device's layout. ---
+
+  // The matrices' rows one after another; they share num_cols and may differ in format. `bias` is empty or has one
+  // value a row.
+  virtual MatrixHandle add_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias) = 0;
+  // Two matrices of the same shape and format whose rows are used in pairs by feed_forward_up().
+  virtual MatrixHandle add_gate_up(const MatrixSource& gate, const MatrixSource& up) = 0;
+  virtual VectorHandle add_vector(const std::vector<float>& values) = 0;
+  // Allocates the KV pool and the activations. Called once, after all weights.
+  virtual void prepare(const ModelShape& shape, const StepLimits& limits) = 0;
+
+  // --- One step. `plan` outlives it. ---
+
+  virtual void begin_step(const StepPlan& plan) = 0;
+  // hidden[r] = table[token_ids[r]]
+  virtual void embed(MatrixHandle table) = 0;
+  // qkv = W · rms_norm(hidden, gain) + bias
+  virtual void project_qkv(VectorHandle gain, MatrixHandle qkv) = 0;
+  // Rotates q and k by their positions and writes k and v to the sequences' blocks.
+  virtual void rope_append(int32_t layer) = 0;
+  // attention = softmax(q · kᵀ / √head_dim) · v over each row's own sequence up to its position.
+  virtual void attend(int32_t layer) = 0;
+  // hidden += W · activation
+  virtual void project_add(Activation input, MatrixHandle matrix) = 0;
+  // feed_forward = silu(G · n) ∘ (U · n) with n = rms_norm(hidden, gain)
+  virtual void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) = 0;
+  // logits[i] = W · rms_norm(hidden[logit_rows[i]], gain)
+  virtual void project_logits(VectorHandle gain, MatrixHandle head) = 0;
+  // Draws a token from each wanted row's logits. `jobs` and `results` have one entry a logit row.
+  virtual void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) = 0;
+  // Copies logit row `index` of the step, [vocab_size], for tests and tools.
+  virtual void read_logits(int32_t index, float* out) = 0;
+
+  virtual MemoryUse memory_use() const = 0;
+};
+
+}  // namespace tw

@@ -1,0 +1,440 @@
+// Projections: out[row][n] = Σ_k W[n][k] · x[row][k] over packed weights, for any number of rows.
+//
+// Reduction order, the same for every row count, tile shape and instruction set:
+//   quantised formats: blocks of 32 inputs in order. Within a block Σ code_w · code_x is an exact integer; then
+//     acc = fma(float(Σ) · scale_x, scale_w, acc), and for formats with a minimum acc = fma(min_w, sum_x, acc).
+//   float formats: inputs in order, acc = fma(w, x, acc).
+// One row reads the packed tiles directly and is bound by their bytes. More rows unpack a pair of tiles once into scratch
+// (cache resident) and are bound by the integer dot products: 2 · 2 a weight, for the two bytes of an activation code.
+#include "cpu/ops.h"
+
+namespace tw::cpu::TW_ISA {
+namespace {
+
+// Register tile of the many-row path: rows × tiles. 16 vector registers hold less than 32.
+#if defined(TW_ISA_AVX512)
+constexpr int kMicroRows = 6;
+constexpr int kMicroTiles = 2;
+#else
+constexpr int kMicroRows = 2;
+constexpr int kMicroTiles = 1;
+#endif
+
+// --- Quantised formats: how a tile's block gives codes, scales and minima. ---
+
+// Codes of inputs 4c … 4c+3 and of 16+4c … 16+4c+3 (c = chunk), or what the format's chunk layout pairs.
+struct CodePair {
+  U8x64 first;
+  U8x64 second;
+};
+
+struct TileQ4_0 {
+  static constexpr int64_t kBytes = 288;
+  static constexpr int32_t kZero = 8;
+  static constexpr bool kHasMin = false;
+  static constexpr bool kSmallCodes = true;
+  static CodePair codes(const uint8_t* block, int chunk) {
+    const U8x64 raw = U8x64::load(block + 64 * chunk);
+    return {low_nibbles(raw), high_nibbles(raw)};
+  }
+  static F32x16 scale(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 256)); }
+  static F32x16 min(const uint8_t*) { return F32x16::zero(); }
+};
+
+struct TileQ4_1 : TileQ4_0 {
+  static constexpr int64_t kBytes = 320;
+  static constexpr int32_t kZero = 0;
+  static constexpr bool kHasMin = true;
+  static F32x16 min(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 288)); }
+};
+
+struct TileQ5_0 {
+  static constexpr int64_t kBytes = 352;
+  static constexpr int32_t kZero = 16;
+  static constexpr bool kHasMin = false;
+  static constexpr bool kSmallCodes = true;
+  static CodePair codes(const uint8_t* block, int chunk) {
+    const U8x64 raw = U8x64::load(block + 64 * chunk);
+    return {add_where(low_nibbles(raw), block + 256 + 8 * chunk, 16),
+            add_where(high_nibbles(raw), block + 288 + 8 * chunk, 16)};
+  }
+  static F32x16 scale(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 320)); }
+  static F32x16 min(const uint8_t*) { return F32x16::zero(); }
+};
+
+struct TileQ5_1 : TileQ5_0 {
+  static constexpr int64_t kBytes = 384;
+  static constexpr int32_t kZero = 0;
+  static constexpr bool kHasMin = true;
+  static F32x16 min(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 352)); }
+};
+
+struct TileQ8_0 {
+  static constexpr int64_t kBytes = 544;
+  static constexpr int32_t kZero = 128;
+  static constexpr bool kHasMin = false;
+  static constexpr bool kSmallCodes = false;
+  static CodePair codes(const uint8_t* block, int chunk) {
+    return {U8x64::load(block + 64 * chunk), U8x64::load(block + 256 + 64 * chunk)};
+  }
+  static F32x16 scale(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 512)); }
+  static F32x16 min(const uint8_t*) { return F32x16::zero(); }
+};
+
+template <bool kSmallCodes>
+I32x16 dot_codes(I32x16 acc, U8x64 w, X4 x) {
+  if constexpr (kSmallCodes) {
+    return dot_small(acc, w, x);
+  } else {
+    return dot(acc, w, x);
+  }
+}
+
+// Adds one block to an output's accumulator: the step that fixes the arithmetic of all quantised paths.
+template <int32_t kZero, bool kHasMin>
+F32x16 accumulate(F32x16 acc, I32x16 codes, const Activations& x, int64_t index, F32x16 scale, F32x16 min) {
+  if constexpr (kZero != 0) codes = codes - I32x16::broadcast(kZero * x.code_sums[index]);
+  acc = fma(to_float(codes) * F32x16::broadcast(x.scales[index]), scale, acc);
+  if constexpr (kHasMin) acc = fma(min, F32x16::broadcast(x.sums[index]), acc);
+  return acc;
+}
+
+// One row × kTiles consecutive tiles → out[kTiles][16].
+template <class Tile, int kTiles>
+void row_by_tiles(const uint8_t* tiles, int64_t stride, const Activations& x, int64_t row, float* out) {
+  const int64_t num_blocks = x.num_blocks();
+  F32x16 acc[kTiles];
+  for (F32x16& a : acc) a = F32x16::zero();
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const int64_t index = row * num_blocks + b;
+    const int8_t* high = x.planes + index * 2 * kBlock;
+    const int8_t* low = high + kBlock;
+    const uint8_t* block = tiles + b * Tile::kBytes;
+    I32x16 sum_high[kTiles];
+    I32x16 sum_low[kTiles];
+    for (int t = 0; t < kTiles; ++t) sum_high[t] = sum_low[t] = I32x16::zero();
+#pragma GCC unroll 4
+    for (int chunk = 0; chunk < 4; ++chunk) {
+      const X4 high0 = X4::load(high + 4 * chunk);
+      const X4 high1 = X4::load(high + 16 + 4 * chunk);
+      const X4 low0 = X4::load(low + 4 * chunk);
+      const X4 low1 = X4::load(low + 16 + 4 * chunk);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTiles; ++t) {
+        const CodePair w = Tile::codes(block + t * stride, chunk);
+        sum_high[t] = dot_codes<Tile::kSmallCodes>(sum_high[t], w.first, high0);
+        sum_low[t] = dot_codes<Tile::kSmallCodes>(sum_low[t], w.first, low0);
+        sum_high[t] = dot_codes<Tile::kSmallCodes>(sum_high[t], w.second, high1);
+        sum_low[t] = dot_codes<Tile::kSmallCodes>(sum_low[t], w.second, low1);
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < kTiles; ++t) {
+      const uint8_t* tile_block = block + t * stride;
+      acc[t] = accumulate<Tile::kZero, Tile::kHasMin>(acc[t], shift_left_8(sum_high[t]) + sum_low[t], x, index,
+                                                      Tile::scale(tile_block), Tile::min(tile_block));
+    }
+  }
+  for (int t = 0; t < kTiles; ++t) acc[t].store(out + 16 * t);
+}
+
+// --- Many rows: tiles unpacked to one form, whatever the format. ---
+
+// One unpacked block of a tile: 8 groups of 64 codes (group g = inputs 4g … 4g+3), then scale and minimum.
+struct UnpackedBlock {
+  uint8_t codes[8][64];
+  float scale[16];
+  float min[16];
+};
+
+template <class Tile>
+void unpack_tile(const uint8_t* tile, int64_t num_blocks, UnpackedBlock* out) {
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    const uint8_t* block = tile + b * Tile::kBytes;
+    for (int chunk = 0; chunk < 4; ++chunk) {
+      const CodePair w = Tile::codes(block, chunk);
+      w.first.store(out[b].codes[chunk]);
+      w.second.store(out[b].codes[4 + chunk]);
+    }
+    Tile::scale(block).store(out[b].scale);
+    if constexpr (Tile::kHasMin) Tile::min(block).store(out[b].min);
+  }
+}
+
+// kRows rows × kTiles unpacked tiles → out[kRows][kPairRows], tile t at column 16·(first_tile + t).
+template <class Tile, int kRows, int kTiles>
+void rows_by_tiles(const UnpackedBlock* tiles, const Activations& x, int64_t row, float* out) {
+  const int64_t num_blocks = x.num_blocks();
+  F32x16 acc[kRows][kTiles];
+  for (auto& r : acc) {
+    for (F32x16& a : r) a = F32x16::zero();
+  }
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    I32x16 codes[kRows][kTiles];
+    for (auto& r : codes) {
+      for (I32x16& c : r) c = I32x16::zero();
+    }
+    const int8_t* planes = x.planes + (row * num_blocks + b) * 2 * kBlock;
+    const int64_t row_stride = num_blocks * 2 * kBlock;
+#pragma GCC unroll 2
+    for (int plane = 0; plane < 2; ++plane) {
+      if (plane == 1) {
+        for (auto& r : codes) {
+          for (I32x16& c : r) c = shift_left_8(c);
+        }
+      }
+#pragma GCC unroll 8
+      for (int group = 0; group < 8; ++group) {
+        U8x64 w[kTiles];
+        for (int t = 0; t < kTiles; ++t) w[t] = U8x64::load(tiles[t * num_blocks + b].codes[group]);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const X4 value = X4::load(planes + r * row_stride + plane * kBlock + 4 * group);
+          for (int t = 0; t < kTiles; ++t) codes[r][t] = dot_codes<Tile::kSmallCodes>(codes[r][t], w[t], value);
+        }
+      }
+    }
+    for (int t = 0; t < kTiles; ++t) {
+      const UnpackedBlock& block = tiles[t * num_blocks + b];
+      const F32x16 scale = F32x16::load(block.scale);
+      const F32x16 min = Tile::kHasMin ? F32x16::load(block.min) : F32x16::zero();
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        acc[r][t] = accumulate<Tile::kZero, Tile::kHasMin>(acc[r][t], codes[r][t], x, (row + r) * num_blocks + b,
+                                                           scale, min);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kTiles; ++t) acc[r][t].store(out + r * kPairRows + 16 * t);
+  }
+}
+
+template <class Tile, int kRows>
+void rows_by_pair(const UnpackedBlock* pair, const Activations& x, int64_t row, float* out) {
+  for (int t = 0; t < 2; t += kMicroTiles) {
+    rows_by_tiles<Tile, kRows, kMicroTiles>(pair + t * x.num_blocks(), x, row, out + 16 * t);
+  }
+}
+
+// --- Float formats. ---
+
+struct TileF32 {
+  static constexpr int64_t kBytes = 64;
+  static F32x16 load(const uint8_t* p) { return F32x16::load(reinterpret_cast<const float*>(p)); }
+};
+struct TileF16 {
+  static constexpr int64_t kBytes = 32;
+  static F32x16 load(const uint8_t* p) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(p)); }
+};
+struct TileBF16 {
+  static constexpr int64_t kBytes = 32;
+  static F32x16 load(const uint8_t* p) { return F32x16::load_bf16(reinterpret_cast<const uint16_t*>(p)); }
+};
+
+// kRows rows × kTiles consecutive tiles of a float format → out[kRows][out_stride].
+template <class Tile, int kRows, int kTiles>
+void float_rows_by_tiles(const uint8_t* tiles, int64_t stride, const Activations& x, int64_t row, float* out,
+                         int64_t out_stride) {
+  F32x16 acc[kRows][kTiles];
+  for (auto& r : acc) {
+    for (F32x16& a : r) a = F32x16::zero();
+  }
+  const float* values = x.values + row * x.num_cols;
+  for (int64_t k = 0; k < x.num_cols; ++k) {
+    F32x16 w[kTiles];
+    for (int t = 0; t < kTiles; ++t) w[t] = Tile::load(tiles + t * stride + k * Tile::kBytes);
+    for (int r = 0; r < kRows; ++r) {
+      const F32x16 value = F32x16::broadcast(values[r * x.num_cols + k]);
+      for (int t = 0; t < kTiles; ++t) acc[r][t] = fma(w[t], value, acc[r][t]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kTiles; ++t) acc[r][t].store(out + r * out_stride + 16 * t);
+  }
+}
+
+// --- From a pair's results to the output. ---
+
+void write_segment(const MatmulTask& task, int64_t row, int64_t column, int64_t count, const float* values) {
+  float* out = task.out + row * task.out_stride + column;
+  const float* bias = task.bias == nullptr ? nullptr : task.bias + column;
+  const bool add = task.epilogue == Epilogue::kAdd;
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    F32x16 v = F32x16::load(values + i);
+    if (bias != nullptr) v = v + F32x16::load(bias + i);
+    if (add) v = F32x16::load(out + i) + v;
+    v.store(out + i);
+  }
+  for (; i < count; ++i) {
+    float v = values[i];
+    if (bias != nullptr) v = v + bias[i];
+    if (add) v = out[i] + v;
+    out[i] = v;
+  }
+}
+
+// `values` holds the pair's 32 results of one row.
+void write_pair(const MatmulTask& task, const MatrixPart& part, int64_t pair, int64_t row, const float* values) {
+  const int64_t local = pair - part.first_pair;
+  if (task.matrix->gate_up) {
+    const int64_t column = local * kTileRows;
+    float product[16];
+    (silu(F32x16::load(values)) * F32x16::load(values + 16)).store(product);
+    const int64_t count = part.num_rows - column < 16 ? part.num_rows - column : 16;
+    write_segment(task, row, column, count, product);
+    return;
+  }
+  const int64_t first = local * kPairRows;
+  const int64_t count = part.num_rows - first < kPairRows ? part.num_rows - first : kPairRows;
+  write_segment(task, row, part.first_column + first, count, values);
+}
+
+// --- Loops over pairs and rows. ---
+
+template <class Tile>
+void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pair_begin, int64_t pair_end,
+                     int64_t row_begin, int64_t row_end, uint8_t* scratch) {
+  const Activations& x = task.input;
+  const uint8_t* tiles = part.tiles + 2 * (pair_begin - part.first_pair) * part.tile_stride;
+  alignas(64) float out[kMicroRows * kPairRows];
+  if (row_end - row_begin == 1) {
+    alignas(64) float wide[2 * kPairRows];
+    int64_t pair = pair_begin;
+    for (; pair + 2 <= pair_end; pair += 2, tiles += 4 * part.tile_stride) {
+      row_by_tiles<Tile, 4>(tiles, part.tile_stride, x, row_begin, wide);
+      write_pair(task, part, pair, row_begin, wide);
+      write_pair(task, part, pair + 1, row_begin, wide + kPairRows);
+    }
+    if (pair < pair_end) {
+      row_by_tiles<Tile, 2>(tiles, part.tile_stride, x, row_begin, wide);
+      write_pair(task, part, pair, row_begin, wide);
+    }
+    return;
+  }
+  auto* unpacked = reinterpret_cast<UnpackedBlock*>(scratch);
+  const int64_t num_blocks = x.num_blocks();
+  for (int64_t pair = pair_begin; pair < pair_end; ++pair, tiles += 2 * part.tile_stride) {
+    unpack_tile<Tile>(tiles, num_blocks, unpacked);
+    unpack_tile<Tile>(tiles + part.tile_stride, num_blocks, unpacked + num_blocks);
+    int64_t row = row_begin;
+    while (row < row_end) {
+      const int64_t left = row_end - row;
+      int64_t rows = left < kMicroRows ? left : kMicroRows;
+      if constexpr (kMicroRows == 6) {
+        // 7 and 8 rows split evenly: a tile of one or two rows wastes most of its loads.
+        if (left == 7 || left == 8) rows = 4;
+        switch (rows) {
+          case 1: rows_by_pair<Tile, 1>(unpacked, x, row, out); break;
+          case 2: rows_by_pair<Tile, 2>(unpacked, x, row, out); break;
+          case 3: rows_by_pair<Tile, 3>(unpacked, x, row, out); break;
+          case 4: rows_by_pair<Tile, 4>(unpacked, x, row, out); break;
+          case 5: rows_by_pair<Tile, 5>(unpacked, x, row, out); break;
+          default: rows_by_pair<Tile, 6>(unpacked, x, row, out); break;
+        }
+      } else {
+        if (rows == 1) {
+          rows_by_pair<Tile, 1>(unpacked, x, row, out);
+        } else {
+          rows_by_pair<Tile, 2>(unpacked, x, row, out);
+        }
+      }
+      for (int64_t r = 0; r < rows; ++r) write_pair(task, part, pair, row + r, out + r * kPairRows);
+      row += rows;
+    }
+  }
+}
+
+template <class Tile>
+void float_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pair_begin, int64_t pair_end,
+                 int64_t row_begin, int64_t row_end) {
+  const Activations& x = task.input;
+  alignas(64) float out[4 * kPairRows];
+  for (int64_t pair = pair_begin; pair < pair_end; ++pair) {
+    const uint8_t* tiles = part.tiles + 2 * (pair - part.first_pair) * part.tile_stride;
+    int64_t row = row_begin;
+    for (; row + 4 <= row_end; row += 4) {
+      float_rows_by_tiles<Tile, 4, 2>(tiles, part.tile_stride, x, row, out, kPairRows);
+      for (int64_t r = 0; r < 4; ++r) write_pair(task, part, pair, row + r, out + r * kPairRows);
+    }
+    for (; row < row_end; ++row) {
+      float_rows_by_tiles<Tile, 1, 2>(tiles, part.tile_stride, x, row, out, kPairRows);
+      write_pair(task, part, pair, row, out);
+    }
+  }
+}
+
+template <class Tile>
+void dequantize_quantized_row(const MatrixPart& part, int64_t row, int64_t num_cols, float* out) {
+  const int64_t lane = row % kTileRows;
+  const uint8_t* base = part.tiles + row / kTileRows * part.tile_stride;
+  for (int64_t b = 0; b < num_cols / kBlock; ++b) {
+    UnpackedBlock block;
+    unpack_tile<Tile>(base + b * Tile::kBytes, 1, &block);
+    for (int64_t k = 0; k < kBlock; ++k) {
+      const int32_t code = block.codes[k / 4][4 * lane + k % 4] - Tile::kZero;
+      const float value = static_cast<float>(code) * block.scale[lane];
+      out[b * kBlock + k] = Tile::kHasMin ? value + block.min[lane] : value;
+    }
+  }
+}
+
+template <class Tile>
+void dequantize_float_row(const MatrixPart& part, int64_t row, int64_t num_cols, float* out) {
+  const uint8_t* base = part.tiles + row / kTileRows * part.tile_stride;
+  for (int64_t k = 0; k < num_cols; ++k) {
+    alignas(64) float lanes[16];
+    Tile::load(base + k * Tile::kBytes).store(lanes);
+    out[k] = lanes[row % kTileRows];
+  }
+}
+
+}  // namespace
+
+void matmul(const MatmulTask& task, int64_t pair_begin, int64_t pair_end, int64_t row_begin, int64_t row_end,
+            uint8_t* scratch) {
+  while (pair_begin < pair_end) {
+    const MatrixPart& part = task.matrix->part_of_pair(pair_begin);
+    const int64_t part_end = part.first_pair + part.num_pairs;
+    const int64_t end = pair_end < part_end ? pair_end : part_end;
+    switch (part.dtype) {
+      case DType::kQ4_0:
+        quantized_pairs<TileQ4_0>(task, part, pair_begin, end, row_begin, row_end, scratch);
+        break;
+      case DType::kQ4_1:
+        quantized_pairs<TileQ4_1>(task, part, pair_begin, end, row_begin, row_end, scratch);
+        break;
+      case DType::kQ5_0:
+        quantized_pairs<TileQ5_0>(task, part, pair_begin, end, row_begin, row_end, scratch);
+        break;
+      case DType::kQ5_1:
+        quantized_pairs<TileQ5_1>(task, part, pair_begin, end, row_begin, row_end, scratch);
+        break;
+      case DType::kQ8_0:
+        quantized_pairs<TileQ8_0>(task, part, pair_begin, end, row_begin, row_end, scratch);
+        break;
+      case DType::kF32: float_pairs<TileF32>(task, part, pair_begin, end, row_begin, row_end); break;
+      case DType::kF16: float_pairs<TileF16>(task, part, pair_begin, end, row_begin, row_end); break;
+      case DType::kBF16: float_pairs<TileBF16>(task, part, pair_begin, end, row_begin, row_end); break;
+      default: break;  // refused when packed
+    }
+    pair_begin = end;
+  }
+}
+
+void dequantize_row(const MatrixPart& part, int64_t row, int64_t num_cols, float* out) {
+  switch (part.dtype) {
+    case DType::kQ4_0: dequantize_quantized_row<TileQ4_0>(part, row, num_cols, out); break;
+    case DType::kQ4_1: dequantize_quantized_row<TileQ4_1>(part, row, num_cols, out); break;
+    case DType::kQ5_0: dequantize_quantized_row<TileQ5_0>(part, row, num_cols, out); break;
+    case DType::kQ5_1: dequantize_quantized_row<TileQ5_1>(part, row, num_cols, out); break;
+    case DType::kQ8_0: dequantize_quantized_row<TileQ8_0>(part, row, num_cols, out); break;
+    case DType::kF32: dequantize_float_row<TileF32>(part, row, num_cols, out); break;
+    case DType::kF16: dequantize_float_row<TileF16>(part, row, num_cols, out); break;
+    case DType::kBF16: dequantize_float_row<TileBF16>(part, row, num_cols, out); break;
+    default: break;  // refused when packed
+  }
+}
+
+}  // namespace tw::cpu::TW_ISA

@@ -1,0 +1,185 @@
+#include "cpu/packed_matrix.h"
+
+#include <cstring>
+#include <string>
+
+#include "core/error.h"
+
+namespace tw::cpu {
+namespace {
+
+// Bytes of a tile for one block of kBlock inputs.
+int64_t tile_block_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return kBlock * kTileRows * 4;
+    case DType::kF16:
+    case DType::kBF16: return kBlock * kTileRows * 2;
+    case DType::kQ4_0: return 256 + 32;
+    case DType::kQ4_1: return 256 + 32 + 32;
+    case DType::kQ5_0: return 256 + 64 + 32;
+    case DType::kQ5_1: return 256 + 64 + 32 + 32;
+    case DType::kQ8_0: return 512 + 32;
+    default: break;
+  }
+  throw Error(ErrorCode::kUnsupportedModel,
+              std::string("the CPU backend has no kernel for ") + dtype_info(dtype).name + " weights yet");
+}
+
+// Moves the 16 code bytes of one GGUF 4- or 5-bit block to row `lane` of a tile's codes.
+void scatter_nibbles(const uint8_t* codes, int64_t lane, uint8_t* tile) {
+  for (int64_t chunk = 0; chunk < 4; ++chunk) std::memcpy(tile + 64 * chunk + 4 * lane, codes + 4 * chunk, 4);
+}
+
+void scatter_fifth_bits(const uint8_t* bits, int64_t lane, uint8_t* tile_bits) {
+  uint32_t word;
+  std::memcpy(&word, bits, sizeof word);
+  for (int64_t input = 0; input < kBlock; ++input) {
+    if (((word >> input) & 1) == 0) continue;
+    const int64_t bit = 64 * (input / 4) + 4 * lane + input % 4;
+    tile_bits[bit / 8] = static_cast<uint8_t>(tile_bits[bit / 8] | (1 << (bit % 8)));
+  }
+}
+
+// Packs one block of one row; block layouts are in native/quant.
+void pack_block(DType dtype, const uint8_t* source, int64_t lane, uint8_t* tile) {
+  switch (dtype) {
+    case DType::kQ4_0:
+      scatter_nibbles(source + 2, lane, tile);
+      std::memcpy(tile + 256 + 2 * lane, source, 2);
+      return;
+    case DType::kQ4_1:
+      scatter_nibbles(source + 4, lane, tile);
+      std::memcpy(tile + 256 + 2 * lane, source, 2);
+      std::memcpy(tile + 288 + 2 * lane, source + 2, 2);
+      return;
+    case DType::kQ5_0:
+      scatter_nibbles(source + 6, lane, tile);
+      scatter_fifth_bits(source + 2, lane, tile + 256);
+      std::memcpy(tile + 320 + 2 * lane, source, 2);
+      return;
+    case DType::kQ5_1:
+      scatter_nibbles(source + 8, lane, tile);
+      scatter_fifth_bits(source + 4, lane, tile + 256);
+      std::memcpy(tile + 320 + 2 * lane, source, 2);
+      std::memcpy(tile + 352 + 2 * lane, source + 2, 2);
+      return;
+    case DType::kQ8_0:
+      for (int64_t group = 0; group < 8; ++group) {
+        for (int64_t i = 0; i < 4; ++i) {
+          tile[64 * group + 4 * lane + i] = static_cast<uint8_t>(source[2 + 4 * group + i] ^ 0x80);
+        }
+      }
+      std::memcpy(tile + 512 + 2 * lane, source, 2);
+      return;
+    case DType::kF32:
+      for (int64_t i = 0; i < kBlock; ++i) std::memcpy(tile + 4 * (kTileRows * i + lane), source + 4 * i, 4);
+      return;
+    case DType::kF16:
+    case DType::kBF16:
+      for (int64_t i = 0; i < kBlock; ++i) std::memcpy(tile + 2 * (kTileRows * i + lane), source + 2 * i, 2);
+      return;
+    default: return;
+  }
+}
+
+void pack_tile(const MatrixSource& source, int64_t first_row, uint8_t* tile) {
+  const DTypeInfo& info = dtype_info(source.dtype);
+  const int64_t block_bytes = tile_block_bytes(source.dtype);
+  const int64_t source_block_bytes = kBlock / info.block_values * info.block_bytes;
+  const int64_t num_blocks = source.num_cols / kBlock;
+  const auto* base = static_cast<const uint8_t*>(source.data);
+  for (int64_t lane = 0; lane < kTileRows && first_row + lane < source.num_rows; ++lane) {
+    const uint8_t* row = base + (first_row + lane) * num_blocks * source_block_bytes;
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      pack_block(source.dtype, row + block * source_block_bytes, lane, tile + block * block_bytes);
+    }
+  }
+}
+
+void check_shape(const MatrixSource& source, int64_t num_cols) {
+  if (source.num_cols != num_cols || num_cols % kBlock != 0 || source.num_rows <= 0) {
+    throw Error(ErrorCode::kUnsupportedModel, "a weight matrix of " + std::to_string(source.num_rows) + " x " +
+                                                  std::to_string(source.num_cols) +
+                                                  ": rows must hold a whole number of 32 values");
+  }
+}
+
+void add_format(PackedMatrix* matrix, DType dtype) {
+  if (uses_quantized_activations(dtype)) {
+    matrix->needs_quantized = true;
+  } else {
+    matrix->needs_float = true;
+  }
+}
+
+}  // namespace
+
+int64_t tile_bytes(DType dtype, int64_t num_cols) { return num_cols / kBlock * tile_block_bytes(dtype); }
+
+bool uses_quantized_activations(DType dtype) {
+  return dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16;
+}
+
+int64_t PackedMatrix::num_bytes() const {
+  int64_t total = static_cast<int64_t>(bias.size() * sizeof(float));
+  for (const AlignedBuffer& buffer : storage) total += static_cast<int64_t>(buffer.size());
+  return total;
+}
+
+const MatrixPart& PackedMatrix::part_of_pair(int64_t pair) const {
+  size_t index = parts.size() - 1;
+  while (parts[index].first_pair > pair) --index;
+  return parts[index];
+}
+
+const MatrixPart& PackedMatrix::part_of_row(int64_t row) const {
+  size_t index = parts.size() - 1;
+  while (parts[index].first_column > row) --index;
+  return parts[index];
+}
+
+PackedMatrix pack_matrix(const std::vector<MatrixSource>& sources, const std::vector<float>& bias) {
+  PackedMatrix matrix;
+  matrix.num_cols = sources.at(0).num_cols;
+  matrix.bias = bias;
+  for (const MatrixSource& source : sources) {
+    check_shape(source, matrix.num_cols);
+    const int64_t num_pairs = (source.num_rows + kPairRows - 1) / kPairRows;
+    const int64_t stride = tile_bytes(source.dtype, source.num_cols);
+    AlignedBuffer buffer(static_cast<size_t>(2 * num_pairs * stride), "weights");
+    for (int64_t tile = 0; tile * kTileRows < source.num_rows; ++tile) {
+      pack_tile(source, tile * kTileRows, buffer.data() + tile * stride);
+    }
+    matrix.parts.push_back(
+        {source.dtype, source.num_rows, matrix.num_pairs, num_pairs, matrix.num_rows, stride, buffer.data()});
+    matrix.storage.push_back(std::move(buffer));
+    matrix.num_pairs += num_pairs;
+    matrix.num_rows += source.num_rows;
+    add_format(&matrix, source.dtype);
+  }
+  return matrix;
+}
+
+PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up) {
+  if (gate.dtype != up.dtype || gate.num_rows != up.num_rows || gate.num_cols != up.num_cols) {
+    throw Error(ErrorCode::kUnsupportedModel, "the gate and up matrices of a layer differ in format or shape");
+  }
+  check_shape(gate, gate.num_cols);
+  PackedMatrix matrix;
+  matrix.gate_up = true;
+  matrix.num_rows = gate.num_rows;
+  matrix.num_cols = gate.num_cols;
+  matrix.num_pairs = (gate.num_rows + kTileRows - 1) / kTileRows;
+  const int64_t stride = tile_bytes(gate.dtype, gate.num_cols);
+  AlignedBuffer buffer(static_cast<size_t>(2 * matrix.num_pairs * stride), "weights");
+  for (int64_t pair = 0; pair < matrix.num_pairs; ++pair) {
+    pack_tile(gate, pair * kTileRows, buffer.data() + 2 * pair * stride);
+    pack_tile(up, pair * kTileRows, buffer.data() + (2 * pair + 1) * stride);
+  }
+  matrix.parts.push_back({gate.dtype, gate.num_rows, 0, matrix.num_pairs, 0, stride, buffer.data()});
+  matrix.storage.push_back(std::move(buffer));
+  add_format(&matrix, gate.dtype);
+  return matrix;
+}
+
+}  // namespace tw::cpu

@@ -1,0 +1,24 @@
+// Draws a token from one row of logits (SPEC W-21).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/sampling.h"
+#include "cpu/kernels.h"
+
+namespace tw::cpu {
+
+// Memory that one thread reuses between rows.
+struct SamplerScratch {
+  std::vector<float> weights;
+  std::vector<float> run_sums;
+  std::vector<int32_t> order;
+};
+
+// Order: penalties and bias on the raw logits, temperature, top-k, softmax, top-p (keeping the token that crosses it),
+// min-p, draw. Ties go to the lower id. `logits` [vocab_size] is overwritten.
+SampleResult sample_row(const Kernels& kernels, float* logits, int32_t vocab_size, const SampleJob& job,
+                        SamplerScratch* scratch);
+
+}  // namespace tw::cpu

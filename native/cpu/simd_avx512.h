@@ -1,0 +1,110 @@
+// simd.h's types on AVX-512 with VNNI. Included by simd.h only.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace tw::cpu::avx512 {
+
+struct F32x16 {
+  __m512 v;
+  static F32x16 zero() { return {_mm512_setzero_ps()}; }
+  static F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  static F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static F32x16 load_f16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static F32x16 load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+  }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store_f16(uint16_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+inline F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F32x16 operator/(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
+
+// Lanes [0, n) of `a`, `other` in the rest.
+inline F32x16 first_lanes(F32x16 a, int n, float other) {
+  const auto mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
+  return {_mm512_mask_blend_ps(mask, _mm512_set1_ps(other), a.v)};
+}
+
+// The sum of all lanes: lane i with i+8, then with i+4, i+2, i+1.
+inline float sum(F32x16 a) {
+  const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
+}
+inline float max_lane(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
+
+struct I32x16 {
+  __m512i v;
+  static I32x16 zero() { return {_mm512_setzero_si512()}; }
+  static I32x16 broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
+};
+
+inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I32x16 operator-(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I32x16 shift_left_8(I32x16 a) { return {_mm512_slli_epi32(a.v, 8)}; }
+inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// To the nearest integer, ties to even.
+inline I32x16 round_to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+// a · 2^n, by adding to the exponent; the result must be a normal number.
+inline F32x16 scale_by_power_of_two(F32x16 a, I32x16 n) {
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(n.v, 23)))};
+}
+inline int32_t sum(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+// The low byte of each lane.
+inline void store_low_bytes(I32x16 a, int8_t* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+inline I32x16 arithmetic_shift_right_8(I32x16 a) { return {_mm512_srai_epi32(a.v, 8)}; }
+
+// 64 unsigned bytes: four for each of 16 lanes.
+struct U8x64 {
+  __m512i v;
+  static U8x64 load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
+};
+
+inline U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+inline U8x64 high_nibbles(U8x64 a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+// Adds `addend` to byte i where bit i of the 64 bits at `bits` is set.
+inline U8x64 add_where(U8x64 a, const uint8_t* bits, int8_t addend) {
+  uint64_t mask;
+  std::memcpy(&mask, bits, sizeof mask);
+  return {_mm512_mask_add_epi8(a.v, mask, a.v, _mm512_set1_epi8(addend))};
+}
+
+// Four signed bytes, the same for every lane.
+struct X4 {
+  __m512i v;
+  static X4 load(const int8_t* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return {_mm512_set1_epi32(word)};
+  }
+};
+
+// acc + Σ over each lane's four bytes of w·x, exact. `dot_small` requires every w < 128, `dot` takes any.
+inline I32x16 dot_small(I32x16 acc, U8x64 w, X4 x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace tw::cpu::avx512

@@ -1,0 +1,194 @@
+// simd.h's types in plain C++. Included by simd.h only.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "core/half.h"
+
+namespace tw::cpu::portable {
+
+struct F32x16 {
+  float v[16];
+  static F32x16 zero() { return broadcast(0.0f); }
+  static F32x16 broadcast(float x) {
+    F32x16 r;
+    for (float& lane : r.v) lane = x;
+    return r;
+  }
+  static F32x16 load(const float* p) {
+    F32x16 r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static F32x16 load_f16(const uint16_t* p) {
+    F32x16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = f16_to_f32(p[i]);
+    return r;
+  }
+  static F32x16 load_bf16(const uint16_t* p) {
+    F32x16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = bf16_to_f32(p[i]);
+    return r;
+  }
+  void store(float* p) const { std::memcpy(p, v, sizeof v); }
+  void store_f16(uint16_t* p) const {
+    for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(v[i]);
+  }
+};
+
+template <class Op>
+F32x16 lanes(F32x16 a, F32x16 b, Op op) {
+  for (int i = 0; i < 16; ++i) a.v[i] = op(a.v[i], b.v[i]);
+  return a;
+}
+
+inline F32x16 operator+(F32x16 a, F32x16 b) {
+  return lanes(a, b, [](float x, float y) { return x + y; });
+}
+inline F32x16 operator-(F32x16 a, F32x16 b) {
+  return lanes(a, b, [](float x, float y) { return x - y; });
+}
+inline F32x16 operator*(F32x16 a, F32x16 b) {
+  return lanes(a, b, [](float x, float y) { return x * y; });
+}
+inline F32x16 operator/(F32x16 a, F32x16 b) {
+  return lanes(a, b, [](float x, float y) { return x / y; });
+}
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  for (int i = 0; i < 16; ++i) c.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
+  return c;
+}
+inline F32x16 max(F32x16 a, F32x16 b) {
+  return lanes(a, b, [](float x, float y) { return x > y ? x : y; });
+}
+inline F32x16 min(F32x16 a, F32x16 b) {
+  return lanes(a, b, [](float x, float y) { return x < y ? x : y; });
+}
+inline F32x16 abs(F32x16 a) {
+  for (float& lane : a.v) lane = std::fabs(lane);
+  return a;
+}
+
+// Lanes [0, n) of `a`, `other` in the rest.
+inline F32x16 first_lanes(F32x16 a, int n, float other) {
+  for (int i = n < 0 ? 0 : n; i < 16; ++i) a.v[i] = other;
+  return a;
+}
+
+// The sum of all lanes: lane i with i+8, then with i+4, i+2, i+1.
+inline float sum(F32x16 a) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] + a.v[i + half];
+  }
+  return a.v[0];
+}
+inline float max_lane(F32x16 a) {
+  float best = a.v[0];
+  for (const float lane : a.v) best = lane > best ? lane : best;
+  return best;
+}
+
+struct I32x16 {
+  int32_t v[16];
+  static I32x16 zero() { return broadcast(0); }
+  static I32x16 broadcast(int32_t x) {
+    I32x16 r;
+    for (int32_t& lane : r.v) lane = x;
+    return r;
+  }
+};
+
+inline I32x16 operator+(I32x16 a, I32x16 b) {
+  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+  return a;
+}
+inline I32x16 operator-(I32x16 a, I32x16 b) {
+  for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
+  return a;
+}
+inline I32x16 shift_left_8(I32x16 a) {
+  for (int32_t& lane : a.v) lane *= 256;
+  return a;
+}
+inline F32x16 to_float(I32x16 a) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a.v[i]);
+  return r;
+}
+// To the nearest integer, ties to even.
+inline I32x16 round_to_int(F32x16 a) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<int32_t>(std::lrint(a.v[i]));
+  return r;
+}
+// a · 2^n, by adding to the exponent; the result must be a normal number.
+inline F32x16 scale_by_power_of_two(F32x16 a, I32x16 n) {
+  for (int i = 0; i < 16; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &a.v[i], sizeof bits);
+    bits += static_cast<uint32_t>(n.v[i]) << 23;
+    std::memcpy(&a.v[i], &bits, sizeof bits);
+  }
+  return a;
+}
+inline int32_t sum(I32x16 a) {
+  int32_t total = 0;
+  for (const int32_t lane : a.v) total += lane;
+  return total;
+}
+// The low byte of each lane.
+inline void store_low_bytes(I32x16 a, int8_t* p) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(static_cast<uint8_t>(static_cast<uint32_t>(a.v[i])));
+}
+inline I32x16 arithmetic_shift_right_8(I32x16 a) {
+  for (int32_t& lane : a.v) lane >>= 8;
+  return a;
+}
+
+// 64 unsigned bytes: four for each of 16 lanes.
+struct U8x64 {
+  uint8_t v[64];
+  static U8x64 load(const uint8_t* p) {
+    U8x64 r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  void store(uint8_t* p) const { std::memcpy(p, v, sizeof v); }
+};
+
+inline U8x64 low_nibbles(U8x64 a) {
+  for (uint8_t& byte : a.v) byte = byte & 15;
+  return a;
+}
+inline U8x64 high_nibbles(U8x64 a) {
+  for (uint8_t& byte : a.v) byte = static_cast<uint8_t>(byte >> 4);
+  return a;
+}
+// Adds `addend` to byte i where bit i of the 64 bits at `bits` is set.
+inline U8x64 add_where(U8x64 a, const uint8_t* bits, int8_t addend) {
+  for (int i = 0; i < 64; ++i) {
+    if ((bits[i / 8] >> (i % 8)) & 1) a.v[i] = static_cast<uint8_t>(a.v[i] + addend);
+  }
+  return a;
+}
+
+// Four signed bytes, the same for every lane.
+struct X4 {
+  int8_t v[4];
+  static X4 load(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+};
+
+// acc + Σ over each lane's four bytes of w·x, exact. `dot_small` requires every w < 128, `dot` takes any.
+inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 4; ++j) acc.v[i] += int32_t{w.v[4 * i + j]} * int32_t{x.v[j]};
+  }
+  return acc;
+}
+inline I32x16 dot_small(I32x16 acc, U8x64 w, X4 x) { return dot(acc, w, x); }
+
+inline void prefetch(const void*) {}
+
+}  // namespace tw::cpu::portable

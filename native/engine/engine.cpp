@@ -1,0 +1,454 @@
+#include "engine/engine.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <future>
+
+#include "cpu/cpu_backend.h"
+
+namespace tw {
+namespace {
+
+double ms_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+// Rows in a step, if the options do not say: a chunk of prefill is about the time of a few decode steps.
+constexpr int32_t kDefaultBatchTokens = 256;
+constexpr int32_t kDefaultRunningJobs = 64;
+constexpr int64_t kDefaultKvTokens = 32768;
+// An idle loop wakes this often to show that it lives.
+constexpr auto kHeartbeat = std::chrono::milliseconds(500);
+
+EngineOptions resolve(EngineOptions options) {
+  if (options.max_batch_tokens <= 0) options.max_batch_tokens = kDefaultBatchTokens;
+  if (options.max_running_jobs <= 0) options.max_running_jobs = kDefaultRunningJobs;
+  // Every running job must be able to decode in every step.
+  options.max_running_jobs = std::min(options.max_running_jobs, options.max_batch_tokens);
+  if (options.max_queued_jobs <= 0) options.max_queued_jobs = 256;
+  if (options.max_queued_tokens <= 0) options.max_queued_tokens = int64_t{1} << 20;
+  if (options.max_undelivered_tokens <= 0) options.max_undelivered_tokens = 64;
+  if (options.slow_reader_timeout_ms <= 0) options.slow_reader_timeout_ms = 30000;
+  return options;
+}
+
+}  // namespace
+
+int32_t choose_kv_blocks(const ModelShape& shape, int64_t kv_cache_bytes) {
+  const int64_t block_bytes = shape.kv_bytes_per_token() * kBlockTokens;
+  if (kv_cache_bytes <= 0) {
+    kv_cache_bytes = std::max<int64_t>(shape.context_length, kDefaultKvTokens) * shape.kv_bytes_per_token();
+    const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+    kv_cache_bytes = std::min(kv_cache_bytes, memory / 4);
+  }
+  const int64_t blocks = kv_cache_bytes / block_bytes;
+  if (blocks < 1) {
+    throw Error(ErrorCode::kInsufficientVram, "the KV cache of " + std::to_string(kv_cache_bytes) +
+                                                  " bytes holds no block of " + std::to_string(block_bytes));
+  }
+  return static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX));
+}
+
+Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
+               const EngineOptions& options, const std::function<void(int)>& on_progress)
+    : options_(resolve(options)), vocabulary_(std::move(vocabulary)) {
+  backend_ = cpu::make_cpu_backend(options_.num_threads);
+  model_ = load_model(file, backend_.get(), options_.max_context_tokens, on_progress);
+  const ModelShape& shape = model_->shape();
+  if (static_cast<int32_t>(vocabulary_.size()) != shape.vocab_size) {
+    throw Error(ErrorCode::kModelLoadFailed, "the tokenizer has " + std::to_string(vocabulary_.size()) +
+                                                 " tokens, the model " + std::to_string(shape.vocab_size));
+  }
+  is_stop_token_.resize(vocabulary_.size(), 0);
+  for (const int32_t id : stop_token_ids) {
+    if (id < 0 || id >= shape.vocab_size) {
+      throw Error(ErrorCode::kModelLoadFailed, "stop token " + std::to_string(id) + " is outside the vocabulary");
+    }
+    is_stop_token_[static_cast<size_t>(id)] = 1;
+  }
+  StepLimits limits;
+  limits.max_rows = options_.max_batch_tokens;
+  limits.max_logit_rows = options_.max_running_jobs;
+  limits.num_kv_blocks = choose_kv_blocks(shape, options_.kv_cache_bytes);
+  backend_->prepare(shape, limits);
+  pool_ = std::make_unique<KvPool>(limits.num_kv_blocks, options_.prefix_cache);
+  scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{limits.max_rows, options_.max_running_jobs}, pool_.get());
+  counters_.memory = backend_->memory_use();
+  publish_stats();
+  event_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (event_fd_ < 0) throw Error(ErrorCode::kInternal, std::string("eventfd: ") + std::strerror(errno));
+  thread_ = std::thread([this] { loop(); });
+}
+
+Engine::~Engine() {
+  stop();
+  if (event_fd_ >= 0) close(event_fd_);
+}
+
+std::shared_ptr<Job> Engine::submit(JobSpec spec) {
+  const ModelShape& shape = model_->shape();
+  const auto prompt = static_cast<int64_t>(spec.prompt_ids.size());
+  if (prompt == 0 || spec.max_tokens < 1) {
+    throw Error(ErrorCode::kInvalidRequest, "a job needs at least one prompt token and one token to generate");
+  }
+  for (const int32_t id : spec.prompt_ids) {
+    if (id < 0 || id >= shape.vocab_size) {
+      throw Error(ErrorCode::kInvalidRequest, "token id " + std::to_string(id) + " is outside the vocabulary of " +
+                                                  std::to_string(shape.vocab_size));
+    }
+  }
+  for (const auto& [id, bias] : spec.sampling.logit_bias) {
+    if (id < 0 || id >= shape.vocab_size) {
+      throw Error(ErrorCode::kInvalidRequest, "logit_bias id " + std::to_string(id) + " is outside the vocabulary");
+    }
+  }
+  const int64_t total = prompt + spec.max_tokens;
+  if (total > shape.context_length) {
+    throw Error(ErrorCode::kContextLengthExceeded, "prompt and max_tokens need " + std::to_string(total) +
+                                                       " tokens, the context holds " +
+                                                       std::to_string(shape.context_length));
+  }
+  if (!scheduler_->can_ever_fit(static_cast<int32_t>(total))) {
+    throw Error(ErrorCode::kKvCapacity, "prompt and max_tokens need " + std::to_string(total) +
+                                            " tokens, the KV pool holds " +
+                                            std::to_string(int64_t{pool_->num_total()} * kBlockTokens));
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (stopping_ || !stats_.failure.empty()) throw Error(ErrorCode::kUnavailable, "the engine is not running");
+  if (num_queued_ >= options_.max_queued_jobs || num_queued_tokens_ + prompt > options_.max_queued_tokens) {
+    throw Error(ErrorCode::kOverloaded, "the queue is full: " + std::to_string(num_queued_) + " jobs wait");
+  }
+  auto job = std::make_shared<Job>(next_handle_++, std::move(spec));
+  inbox_.push_back(job);
+  ++num_queued_;
+  num_queued_tokens_ += prompt;
+  woken_ = true;
+  wakeup_.notify_one();
+  return job;
+}
+
+void Engine::wake() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  woken_ = true;
+  wakeup_.notify_one();
+}
+
+std::vector<uint64_t> Engine::take_ready() {
+  uint64_t count;
+  while (read(event_fd_, &count, sizeof count) < 0 && errno == EINTR) {
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(ready_, {});
+}
+
+int32_t Engine::fail_all(ErrorCode code, const std::string& message) {
+  std::promise<int32_t> done;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (stopping_ || !stats_.failure.empty()) return 0;
+    errands_.push_back([&] {
+      const auto count = static_cast<int32_t>(jobs_.size());
+      while (!jobs_.empty()) finish(jobs_.begin()->second.get(), code, message);
+      done.set_value(count);
+    });
+    woken_ = true;
+    wakeup_.notify_one();
+  }
+  return done.get_future().get();
+}
+
+std::string Engine::audit() {
+  std::promise<std::string> done;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (stopping_ || !stats_.failure.empty()) return "the engine is not running";
+    errands_.push_back([&] { done.set_value(scheduler_->audit()); });
+    woken_ = true;
+    wakeup_.notify_one();
+  }
+  return done.get_future().get();
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  EngineStats stats = stats_;
+  stats.queued_jobs = num_queued_;
+  const int64_t beat = heartbeat_ns_.load(std::memory_order_relaxed);
+  stats.heartbeat_age_ms = static_cast<double>(Clock::now().time_since_epoch().count() - beat) / 1e6;
+  return stats;
+}
+
+void Engine::stop() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    woken_ = true;
+    wakeup_.notify_one();
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+// Whatever goes wrong in the loop ends every stream with a typed error, never silently (W-46).
+void Engine::loop() {
+  std::string failure;
+  ErrorCode code = ErrorCode::kUnavailable;
+  try {
+    run_loop();
+  } catch (const Error& error) {
+    code = error.code();
+    failure = error.what();
+  } catch (const std::exception& error) {
+    code = ErrorCode::kInternal;
+    failure = error.what();
+  }
+  std::vector<std::function<void()>> errands;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stats_.failure = failure;
+    stopping_ = true;
+    errands.swap(errands_);
+    for (auto& job : inbox_) jobs_.emplace(job->handle(), job);
+    inbox_.clear();
+  }
+  const std::string message = failure.empty() ? "the worker is shutting down" : "the engine failed";
+  while (!jobs_.empty()) finish(jobs_.begin()->second.get(), code, message);
+  for (const auto& errand : errands) errand();
+  flush_ready();
+}
+
+void Engine::run_loop() {
+  for (;;) {
+    heartbeat_ns_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+    bool was_idle = false;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (!scheduler_->has_work() && !woken_) {
+        was_idle = true;
+        wakeup_.wait_until(lock, std::min(next_timer(), Clock::now() + kHeartbeat), [this] { return woken_; });
+      }
+      if (stopping_) return;
+      if (was_idle && options_.batch_window_ms > 0 && !inbox_.empty()) {
+        const auto window = Clock::now() + std::chrono::milliseconds(options_.batch_window_ms);
+        wakeup_.wait_until(lock, window, [this] { return stopping_; });
+      }
+      woken_ = false;
+    }
+    take_inbox();
+    expire_jobs();
+    if (scheduler_->has_work()) step();
+    flush_ready();
+    publish_stats();
+  }
+}
+
+void Engine::take_inbox() {
+  std::vector<std::shared_ptr<Job>> arrived;
+  std::vector<std::function<void()>> errands;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    arrived.swap(inbox_);
+    errands.swap(errands_);
+  }
+  for (auto& job : arrived) {
+    scheduler_->add(&job->sequence);
+    jobs_.emplace(job->handle(), std::move(job));
+  }
+  for (const auto& errand : errands) errand();
+}
+
+// Ends jobs whose reader cancelled, whose time is over or whose reader takes nothing; pauses and resumes slow ones.
+bool Engine::expire_jobs() {
+  const Clock::time_point now = Clock::now();
+  std::vector<Job*> cancelled, late, slow;
+  for (auto& [handle, job] : jobs_) {
+    if (job->cancel_requested()) {
+      cancelled.push_back(job.get());
+      continue;
+    }
+    if (job->deadline && now >= *job->deadline) {
+      late.push_back(job.get());
+      continue;
+    }
+    const bool full = job->num_undelivered() >= options_.max_undelivered_tokens;
+    job->sequence.paused = full;
+    if (!full) {
+      job->paused_at.reset();
+    } else if (!job->paused_at) {
+      job->paused_at = now;
+    } else if (now - *job->paused_at >= std::chrono::milliseconds(options_.slow_reader_timeout_ms)) {
+      slow.push_back(job.get());
+    }
+  }
+  for (Job* job : cancelled) finish(job, ErrorCode::kCancelled, "the job was cancelled");
+  for (Job* job : late) finish(job, ErrorCode::kInferenceTimeout, "the job's time limit passed");
+  for (Job* job : slow) finish(job, ErrorCode::kSlowConsumer, "the stream's reader took nothing for too long");
+  return !(cancelled.empty() && late.empty() && slow.empty());
+}
+
+// When something may have to be done although no step is running: a deadline, or a look at a paused reader.
+Clock::time_point Engine::next_timer() const {
+  Clock::time_point next = Clock::time_point::max();
+  for (const auto& [handle, job] : jobs_) {
+    if (job->deadline) next = std::min(next, *job->deadline);
+    if (job->paused_at) next = std::min(next, Clock::now() + std::chrono::milliseconds(5));
+  }
+  return next;
+}
+
+void Engine::step() {
+  scheduler_->plan(&plan_, &scheduled_, &admitted_);
+  const Clock::time_point now = Clock::now();
+  const auto wall = std::chrono::system_clock::now().time_since_epoch();
+  for (const Sequence* sequence : admitted_) {
+    Job* job = jobs_.at(sequence->id).get();
+    job->admitted_at = now;
+    StartedEvent event;
+    event.job_id = job->spec.job_id;
+    event.model = job->spec.model;
+    event.unix_seconds = std::chrono::duration_cast<std::chrono::seconds>(wall).count();
+    event.nanos = static_cast<int32_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(wall).count() % 1000000000);
+    event.seed = job->spec.sampling.seed;
+    event.prompt_tokens = static_cast<uint32_t>(sequence->num_prompt_tokens);
+    event.cached_tokens = static_cast<uint32_t>(sequence->num_cached_tokens);
+    if (job->start(std::move(event))) notify(job->handle());
+    counters_.num_cached_tokens += sequence->num_cached_tokens;
+    counters_.num_prompt_tokens += sequence->num_prompt_tokens;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    --num_queued_;
+    num_queued_tokens_ -= sequence->num_prompt_tokens;
+  }
+  if (plan_.token_ids.empty()) return;
+
+  model_->forward(backend_.get(), plan_);
+  std::vector<Sequence*> sampled;
+  sample_jobs_.clear();
+  for (size_t i = 0; i < scheduled_.size(); ++i) {
+    Sequence* sequence = scheduled_[i];
+    if (plan_.slices[i].position + plan_.slices[i].num_rows != sequence->num_tokens()) continue;
+    const Job& job = *jobs_.at(sequence->id);
+    sampled.push_back(sequence);
+    sample_jobs_.push_back({&job.spec.sampling, &job.generated,
+                            static_cast<uint64_t>(sequence->num_tokens() - sequence->num_prompt_tokens)});
+  }
+  backend_->sample(sample_jobs_, &samples_);
+  scheduler_->commit(plan_, scheduled_);
+  ++counters_.num_steps;
+  counters_.last_batch_size = static_cast<int32_t>(scheduled_.size());
+  for (size_t i = 0; i < sampled.size(); ++i) handle_token(jobs_.at(sampled[i]->id).get(), &samples_[i]);
+}
+
+void Engine::handle_token(Job* job, SampleResult* result) {
+  if (!result->finite) {
+    finish(job, ErrorCode::kInternal, "the model produced a value that is not finite");
+    return;
+  }
+  const Clock::time_point now = Clock::now();
+  if (!job->first_token_at) job->first_token_at = now;
+  job->last_token_at = now;
+  if (is_stop_token_[static_cast<size_t>(result->id)] != 0) {
+    complete(job, StopReason::kEos, job->text.finish());
+    return;
+  }
+  ++counters_.num_generated_tokens;
+  Sequence& sequence = job->sequence;
+  sequence.tokens.push_back(result->id);
+  const auto id = static_cast<uint32_t>(result->id);
+  const uint8_t little_endian[4] = {static_cast<uint8_t>(id), static_cast<uint8_t>(id >> 8),
+                                    static_cast<uint8_t>(id >> 16), static_cast<uint8_t>(id >> 24)};
+  job->ids_hash.update(little_endian, sizeof little_endian);
+  if (job->spec.sampling.has_penalties()) {
+    const auto known = std::find_if(job->generated.begin(), job->generated.end(),
+                                    [&](const TokenCount& token) { return token.id == result->id; });
+    if (known != job->generated.end()) {
+      ++known->count;
+    } else {
+      job->generated.push_back({result->id, 1});
+    }
+  }
+  if (job->add_token(*result, job->text.push(vocabulary_[id]))) notify(job->handle());
+  if (job->text.stopped()) {
+    complete(job, StopReason::kStopSequence, "");
+  } else if (sequence.num_tokens() == sequence.max_total_tokens) {
+    std::string rest = job->text.finish();
+    const StopReason reason = job->text.stopped() ? StopReason::kStopSequence : StopReason::kMaxTokens;
+    complete(job, reason, std::move(rest));
+  }
+}
+
+MetricsEvent Engine::metrics_of(const Job& job) const {
+  MetricsEvent metrics;
+  metrics.tokens_in = static_cast<uint32_t>(job.sequence.num_prompt_tokens);
+  metrics.tokens_out = job.num_tokens_out();
+  metrics.cached_tokens = static_cast<uint32_t>(job.sequence.num_cached_tokens);
+  const Clock::time_point now = Clock::now();
+  metrics.queue_ms = ms_between(job.submitted_at, job.admitted_at.value_or(now));
+  if (job.admitted_at) metrics.prefill_ms = ms_between(*job.admitted_at, job.first_token_at.value_or(now));
+  if (job.first_token_at) {
+    metrics.first_token_ms = ms_between(job.submitted_at, *job.first_token_at);
+    metrics.decode_ms = ms_between(*job.first_token_at, job.last_token_at);
+  }
+  if (metrics.tokens_out > 1 && metrics.decode_ms > 0) {
+    metrics.tokens_per_second = (metrics.tokens_out - 1) * 1000.0 / metrics.decode_ms;
+  }
+  return metrics;
+}
+
+void Engine::finish(Job* job, ErrorCode code, const std::string& message) {
+  Outcome outcome;
+  outcome.error_code = to_string(code);
+  outcome.error_message = message;
+  end_job(job, std::move(outcome), job->text.finish());
+}
+
+void Engine::complete(Job* job, StopReason reason, std::string rest) {
+  Outcome outcome;
+  outcome.stop_reason = reason;
+  if (reason == StopReason::kStopSequence) outcome.stop_sequence = job->text.stop_sequence();
+  end_job(job, std::move(outcome), std::move(rest));
+}
+
+// The one place where a job ends: its blocks are free before its reader can know.
+void Engine::end_job(Job* job, Outcome outcome, std::string rest) {
+  scheduler_->remove(&job->sequence);
+  if (!job->sequence.admitted_before) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    --num_queued_;
+    num_queued_tokens_ -= job->sequence.num_prompt_tokens;
+  }
+  outcome.metrics = metrics_of(*job);
+  outcome.digest = job->ids_hash.hex();
+  const uint64_t handle = job->handle();
+  if (job->finish(std::move(outcome), std::move(rest))) notify(handle);
+  jobs_.erase(handle);
+}
+
+void Engine::notify(uint64_t handle) { ready_now_.push_back(handle); }
+
+void Engine::flush_ready() {
+  if (ready_now_.empty()) return;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ready_.insert(ready_.end(), ready_now_.begin(), ready_now_.end());
+  }
+  ready_now_.clear();
+  const uint64_t one = 1;
+  while (write(event_fd_, &one, sizeof one) < 0 && errno == EINTR) {
+  }
+}
+
+void Engine::publish_stats() {
+  counters_.active_jobs = scheduler_->num_running();
+  counters_.total_blocks = pool_->num_total();
+  counters_.free_blocks = pool_->num_free();
+  counters_.used_blocks = pool_->num_used();
+  counters_.cached_blocks = pool_->num_cached();
+  counters_.num_preemptions = scheduler_->num_preemptions();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  stats_ = counters_;
+}
+
+}  // namespace tw

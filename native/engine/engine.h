@@ -1,0 +1,137 @@
+// The token loop: one thread that owns jobs, blocks and the device, and never takes Python's lock.
+//
+// Others talk to it through a bounded inbox (submit), each job's cancel flag, and fail_all(). It talks back through each
+// job's output and one eventfd, written at most once a step.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "core/backend.h"
+#include "engine/job.h"
+#include "engine/scheduler.h"
+#include "models/model.h"
+
+namespace tw {
+
+// 0 means: choose for this machine and model.
+struct EngineOptions {
+  int32_t num_threads = 0;
+  int64_t kv_cache_bytes = 0;
+  int32_t max_context_tokens = 0;
+  int32_t max_batch_tokens = 0;       // rows in a step: the chunk of a prefill
+  int32_t max_running_jobs = 0;
+  int32_t max_queued_jobs = 256;
+  int64_t max_queued_tokens = 0;      // prompt tokens that wait
+  int32_t batch_window_ms = 0;        // how long an idle engine waits for company before a first step
+  bool prefix_cache = true;
+  int32_t max_undelivered_tokens = 64;
+  int32_t slow_reader_timeout_ms = 30000;
+};
+
+struct EngineStats {
+  int32_t active_jobs = 0;
+  int32_t queued_jobs = 0;
+  int32_t total_blocks = 0;
+  int32_t free_blocks = 0;
+  int32_t used_blocks = 0;
+  int32_t cached_blocks = 0;
+  int64_t num_steps = 0;
+  int64_t num_prompt_tokens = 0;
+  int64_t num_cached_tokens = 0;
+  int64_t num_generated_tokens = 0;
+  int64_t num_preemptions = 0;
+  int32_t last_batch_size = 0;
+  double heartbeat_age_ms = 0;
+  MemoryUse memory;
+  std::string failure;
+};
+
+class Engine {
+ public:
+  Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
+         const EngineOptions& options, const std::function<void(int)>& on_progress);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const ModelInfo& model_info() const { return model_->info(); }
+  const std::vector<std::string>& vocabulary() const { return vocabulary_; }
+  int event_fd() const { return event_fd_; }
+
+  // Throws Error with kOverloaded, kKvCapacity, kContextLengthExceeded, kInvalidRequest or kUnavailable.
+  std::shared_ptr<Job> submit(JobSpec spec);
+  // Wakes the loop after Job::cancel().
+  void wake();
+  std::vector<uint64_t> take_ready();
+  int32_t fail_all(ErrorCode code, const std::string& message);
+  EngineStats stats() const;
+  // Runs on the engine thread between two steps.
+  std::string audit();
+  void stop();
+
+ private:
+  using Jobs = std::unordered_map<uint64_t, std::shared_ptr<Job>>;
+
+  void loop();
+  void run_loop();
+  void take_inbox();
+  bool expire_jobs();
+  void step();
+  void handle_token(Job* job, SampleResult* result);
+  void finish(Job* job, ErrorCode code, const std::string& message);
+  void complete(Job* job, StopReason reason, std::string rest);
+  void end_job(Job* job, Outcome outcome, std::string rest);
+  MetricsEvent metrics_of(const Job& job) const;
+  void notify(uint64_t handle);
+  void flush_ready();
+  void publish_stats();
+  Clock::time_point next_timer() const;
+
+  const EngineOptions options_;
+  const std::vector<std::string> vocabulary_;
+  std::vector<char> is_stop_token_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<KvPool> pool_;
+  std::unique_ptr<Scheduler> scheduler_;
+  int event_fd_ = -1;
+
+  // Guarded by mutex_: what other threads put in or read.
+  mutable std::mutex mutex_;
+  std::condition_variable wakeup_;
+  bool woken_ = false;
+  bool stopping_ = false;
+  std::vector<std::shared_ptr<Job>> inbox_;
+  int32_t num_queued_ = 0;        // in the inbox or waiting in the scheduler, never admitted
+  int64_t num_queued_tokens_ = 0; // their prompts
+  std::vector<std::function<void()>> errands_;
+  std::vector<uint64_t> ready_;
+  EngineStats stats_;
+  uint64_t next_handle_ = 1;
+  std::atomic<int64_t> heartbeat_ns_{0};
+
+  // Engine thread only.
+  Jobs jobs_;
+  StepPlan plan_;
+  std::vector<Sequence*> scheduled_;
+  std::vector<Sequence*> admitted_;
+  std::vector<SampleJob> sample_jobs_;
+  std::vector<SampleResult> samples_;
+  std::vector<uint64_t> ready_now_;
+  EngineStats counters_;
+
+  std::thread thread_;  // last: starts when all else is ready
+};
+
+// A KV pool of `kv_cache_bytes`, or for 0 one that holds the larger of a full context and 32,768 tokens, but at most a
+// quarter of the machine's memory.
+int32_t choose_kv_blocks(const ModelShape& shape, int64_t kv_cache_bytes);
+
+}  // namespace tw

@@ -1,0 +1,104 @@
+// One submitted generation, as its two sides see it: the engine thread produces, a reader takes.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "core/sampling.h"
+#include "core/sha256.h"
+#include "engine/event_encoder.h"
+#include "engine/scheduler.h"
+#include "engine/text_output.h"
+
+namespace tw {
+
+using Clock = std::chrono::steady_clock;
+
+// What submit() takes.
+struct JobSpec {
+  std::string job_id;
+  std::string model;
+  std::vector<int32_t> prompt_ids;
+  int32_t max_tokens = 0;
+  SamplingParams sampling;
+  std::vector<std::string> stops;
+  int64_t timeout_ms = 0;  // 0 for none
+  std::string cache_salt;
+  int32_t priority = 0;
+};
+
+struct Outcome {
+  std::string error_code;  // empty for a completed job
+  std::string error_message;
+  StopReason stop_reason = StopReason::kNone;
+  std::string stop_sequence;
+  std::string digest;
+  MetricsEvent metrics;
+};
+
+// What take() gives.
+struct Taken {
+  std::vector<std::string> messages;
+  std::optional<Outcome> outcome;
+};
+
+class Job {
+ public:
+  Job(uint64_t handle, JobSpec spec);
+
+  // --- Any thread. ---
+  uint64_t handle() const { return handle_; }
+  Taken take(const std::vector<std::string>& vocabulary);
+  // Drops what waits and asks the engine to stop the job. Returns the tokens generated so far.
+  uint32_t cancel();
+  uint32_t num_tokens_out() const { return num_tokens_out_.load(std::memory_order_relaxed); }
+  bool cancel_requested() const { return cancel_requested_.load(std::memory_order_relaxed); }
+  bool finished() const;
+
+  // --- Engine thread. Each returns whether the reader must be told, having taken all before. ---
+  bool start(StartedEvent event);
+  // Records a sampled token. `text` may be empty: then its id travels with the next text.
+  bool add_token(const SampleResult& result, std::string text);
+  bool finish(Outcome outcome, std::string rest);
+  // Tokens that wait for the reader.
+  int32_t num_undelivered() const;
+
+  // Owned by the engine thread.
+  JobSpec spec;
+  Sequence sequence;
+  TextOutput text;
+  std::vector<TokenCount> generated;  // kept only if penalties need it
+  Sha256 ids_hash;
+  Clock::time_point submitted_at;
+  std::optional<Clock::time_point> deadline;
+  std::optional<Clock::time_point> admitted_at;
+  std::optional<Clock::time_point> first_token_at;
+  Clock::time_point last_token_at;
+  std::optional<Clock::time_point> paused_at;
+
+ private:
+  bool mark_ready();
+  void release_waiting();
+
+  const uint64_t handle_;
+  std::atomic<uint32_t> num_tokens_out_{0};
+  std::atomic<bool> cancel_requested_{false};
+
+  mutable std::mutex mutex_;
+  bool reported_ready_ = false;
+  std::string started_;          // serialised, until taken
+  TokenEvent pending_;           // may be sent
+  std::vector<SampleResult> unreleased_;  // tokens whose text is held back
+  uint32_t next_index_ = 0;      // of the first token not yet in pending_
+  std::optional<Outcome> outcome_;
+  bool outcome_taken_ = false;
+};
+
+}  // namespace tw

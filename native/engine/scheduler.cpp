@@ -1,0 +1,153 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+
+namespace tw {
+
+bool Scheduler::can_ever_fit(int32_t max_total_tokens) const {
+  return blocks_for(max_total_tokens) <= pool_->num_total();
+}
+
+void Scheduler::add(Sequence* sequence) {
+  const auto place = std::find_if(waiting_.begin(), waiting_.end(),
+                                  [&](const Sequence* other) { return other->priority < sequence->priority; });
+  waiting_.insert(place, sequence);
+}
+
+void Scheduler::remove(Sequence* sequence) {
+  running_.erase(std::remove(running_.begin(), running_.end(), sequence), running_.end());
+  waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), sequence), waiting_.end());
+  for (const int32_t block : sequence->block_table) pool_->release(block);
+  sequence->block_table.clear();
+}
+
+bool Scheduler::has_work() const {
+  if (!waiting_.empty()) return true;
+  return std::any_of(running_.begin(), running_.end(), [](const Sequence* sequence) { return !sequence->paused; });
+}
+
+// Takes the blocks that hold its first `num_tokens` tokens; preempts younger sequences if it must. False if the sequence
+// itself was preempted, being the youngest.
+bool Scheduler::grow(Sequence* sequence, int32_t num_tokens) {
+  while (static_cast<int32_t>(sequence->block_table.size()) < blocks_for(num_tokens)) {
+    if (pool_->can_allocate(1)) {
+      sequence->block_table.push_back(pool_->allocate());
+      continue;
+    }
+    Sequence* youngest = running_.back();
+    preempt(youngest);
+    if (youngest == sequence) return false;
+  }
+  return true;
+}
+
+void Scheduler::preempt(Sequence* sequence) {
+  running_.erase(std::remove(running_.begin(), running_.end(), sequence), running_.end());
+  for (const int32_t block : sequence->block_table) pool_->release(block);
+  sequence->block_table.clear();
+  sequence->num_computed = 0;
+  sequence->num_published = 0;
+  ++num_preemptions_;
+  const auto place = std::find_if(waiting_.begin(), waiting_.end(),
+                                  [&](const Sequence* other) { return other->priority <= sequence->priority; });
+  waiting_.insert(place, sequence);
+}
+
+// Admits the sequence if the blocks for all its present tokens and one more can be had now. At least its last token is
+// computed anew, since its logits are needed.
+bool Scheduler::admit(Sequence* sequence) {
+  std::vector<int32_t> prefix =
+      pool_->acquire_prefix(sequence->cache_salt, sequence->tokens.data(), sequence->num_tokens() - 1);
+  const int32_t needed = blocks_for(sequence->num_tokens() + 1) - static_cast<int32_t>(prefix.size());
+  if (!pool_->can_allocate(needed)) {
+    for (const int32_t block : prefix) pool_->release(block);
+    return false;
+  }
+  sequence->num_published = static_cast<int32_t>(prefix.size());
+  sequence->num_computed = sequence->num_published * kBlockTokens;
+  sequence->chain = KvPool::root_hash(sequence->cache_salt);
+  for (int32_t i = 0; i < sequence->num_published; ++i) {
+    sequence->chain = KvPool::chain_hash(sequence->chain, sequence->tokens.data() + i * kBlockTokens);
+  }
+  sequence->block_table = std::move(prefix);
+  for (int32_t i = 0; i < needed; ++i) sequence->block_table.push_back(pool_->allocate());
+  running_.push_back(sequence);
+  return true;
+}
+
+void Scheduler::schedule(Sequence* sequence, int32_t num_rows, StepPlan* plan, std::vector<Sequence*>* scheduled) {
+  SequenceSlice slice;
+  slice.first_row = plan->num_rows();
+  slice.num_rows = num_rows;
+  slice.position = sequence->num_computed;
+  slice.block_table = sequence->block_table.data();
+  const auto begin = sequence->tokens.begin() + sequence->num_computed;
+  plan->token_ids.insert(plan->token_ids.end(), begin, begin + num_rows);
+  plan->slices.push_back(slice);
+  if (sequence->num_computed + num_rows == sequence->num_tokens()) plan->logit_rows.push_back(plan->num_rows() - 1);
+  scheduled->push_back(sequence);
+}
+
+void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vector<Sequence*>* admitted) {
+  plan->clear();
+  scheduled->clear();
+  admitted->clear();
+
+  // Blocks first, oldest first: growing may preempt younger ones, which then must not be in the plan.
+  const std::vector<Sequence*> candidates = running_;
+  std::vector<Sequence*> decoding;
+  for (Sequence* sequence : candidates) {
+    const bool still_running = std::find(running_.begin(), running_.end(), sequence) != running_.end();
+    if (!still_running || sequence->paused || sequence->num_tokens() - sequence->num_computed != 1) continue;
+    if (grow(sequence, sequence->num_tokens())) decoding.push_back(sequence);
+  }
+  for (Sequence* sequence : decoding) {
+    if (plan->num_rows() == limits_.max_rows) break;
+    if (std::find(running_.begin(), running_.end(), sequence) == running_.end()) continue;
+    schedule(sequence, 1, plan, scheduled);
+  }
+
+  const auto prefill = [&](Sequence* sequence) {
+    const int32_t left = sequence->num_tokens() - sequence->num_computed;
+    const int32_t rows = std::min(left, limits_.max_rows - plan->num_rows());
+    if (rows > 0) schedule(sequence, rows, plan, scheduled);
+  };
+  for (Sequence* sequence : running_) {
+    if (!sequence->paused && sequence->num_tokens() - sequence->num_computed > 1) prefill(sequence);
+  }
+  while (!waiting_.empty() && plan->num_rows() < limits_.max_rows && num_running() < limits_.max_running) {
+    Sequence* sequence = waiting_.front();
+    if (!admit(sequence)) break;  // in order: a large job at the front is not overtaken for ever
+    waiting_.pop_front();
+    if (!sequence->admitted_before) {
+      sequence->admitted_before = true;
+      sequence->num_cached_tokens = std::min(sequence->num_computed, sequence->num_prompt_tokens);
+      admitted->push_back(sequence);
+    }
+    prefill(sequence);
+  }
+}
+
+void Scheduler::commit(const StepPlan& plan, const std::vector<Sequence*>& scheduled) {
+  for (size_t i = 0; i < scheduled.size(); ++i) {
+    Sequence* sequence = scheduled[i];
+    sequence->num_computed += plan.slices[i].num_rows;
+    while ((sequence->num_published + 1) * kBlockTokens <= sequence->num_computed) {
+      const auto index = static_cast<size_t>(sequence->num_published);
+      sequence->chain = pool_->publish(sequence->block_table[index], sequence->cache_salt, sequence->chain,
+                                       sequence->tokens.data() + index * kBlockTokens);
+      ++sequence->num_published;
+    }
+  }
+}
+
+std::string Scheduler::audit() const {
+  std::vector<const std::vector<int32_t>*> held;
+  for (const Sequence* sequence : running_) held.push_back(&sequence->block_table);
+  for (const Sequence* sequence : waiting_) {
+    if (!sequence->block_table.empty()) return "a waiting sequence holds blocks";
+  }
+  return pool_->audit(held);
+}
+
+}  // namespace tw

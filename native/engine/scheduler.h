@@ -1,0 +1,83 @@
+// Which sequences compute which tokens in the next step. Pure policy: no threads, no tensors, no clock.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "core/step.h"
+#include "engine/kv_pool.h"
+
+namespace tw {
+
+// What the scheduler knows of a job.
+struct Sequence {
+  uint64_t id = 0;
+  int32_t priority = 0;            // higher goes first; equal ones in order of arrival
+  std::string cache_salt;
+  std::vector<int32_t> tokens;     // prompt, then generated
+  int32_t num_prompt_tokens = 0;
+  int32_t max_total_tokens = 0;    // prompt + max_tokens
+
+  // Owned by the scheduler.
+  int32_t num_computed = 0;        // leading tokens whose keys and values are in the cache
+  int32_t num_cached_tokens = 0;   // of the prompt, found in the prefix cache at the first admission
+  std::vector<int32_t> block_table;
+  int32_t num_published = 0;       // leading blocks offered to the prefix cache
+  KvPool::Hash chain{};            // hash of the last of those
+  bool admitted_before = false;
+  bool paused = false;             // keeps its blocks, computes nothing
+
+  int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
+};
+
+struct SchedulerLimits {
+  int32_t max_rows = 0;       // tokens in a step
+  int32_t max_running = 0;    // sequences that hold blocks
+};
+
+// Continuous batching with chunked prefill. Each step: first every running sequence that waits for its next token (one
+// row each), then prompt chunks of running sequences in order of arrival, then newly admitted ones, until the row budget
+// is spent. If a running sequence needs a block and none can be had, the youngest running one is preempted: it gives its
+// blocks back, waits at the front, and later recomputes exactly what it had (DESIGN §3 makes that invisible).
+class Scheduler {
+ public:
+  Scheduler(const SchedulerLimits& limits, KvPool* pool) : limits_(limits), pool_(pool) {}
+
+  // Whether a sequence of this many tokens could ever run alone.
+  bool can_ever_fit(int32_t max_total_tokens) const;
+
+  // Queues a sequence; the caller keeps it alive until remove().
+  void add(Sequence* sequence);
+  // Forgets a sequence and gives back its blocks.
+  void remove(Sequence* sequence);
+
+  // Plans a step. `scheduled[i]` is the sequence of plan slice i; a slice's last row is wanted as logits exactly if it
+  // reaches the sequence's last token. `admitted` lists sequences that were admitted for the first time.
+  void plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vector<Sequence*>* admitted);
+  // Records that the plan was computed and publishes the blocks it filled.
+  void commit(const StepPlan& plan, const std::vector<Sequence*>& scheduled);
+
+  int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
+  int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  int64_t num_preemptions() const { return num_preemptions_; }
+  // Whether plan() could give work.
+  bool has_work() const;
+  std::string audit() const;
+
+ private:
+  bool admit(Sequence* sequence);
+  bool grow(Sequence* sequence, int32_t num_tokens);
+  void preempt(Sequence* sequence);
+  void schedule(Sequence* sequence, int32_t num_rows, StepPlan* plan, std::vector<Sequence*>* scheduled);
+  static int32_t blocks_for(int32_t num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
+
+  SchedulerLimits limits_;
+  KvPool* pool_;
+  std::vector<Sequence*> running_;   // in order of admission: the last is the youngest
+  std::deque<Sequence*> waiting_;    // by priority, then arrival; preempted ones first among their priority
+  int64_t num_preemptions_ = 0;
+};
+
+}  // namespace tw
