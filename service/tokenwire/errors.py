@@ -243,6 +243,12 @@ class TokenwireError(Exception):
         return self.row.retriable
 
 
+class NoDeviceError(Exception):
+    """The device that was asked for is not there. `str()` is one line for a person."""
+
+    code = "NO_DEVICE"
+
+
 def invalid_request(fields: Iterable[FieldViolation]) -> TokenwireError:
     """INVALID_REQUEST whose message counts and names the fields."""
     refused = tuple(fields)

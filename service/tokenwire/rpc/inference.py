@@ -16,11 +16,12 @@ from typing import TypeVar
 import grpc
 
 from tokenwire.engine import CancelOutcome, JobSpec, JobStream
-from tokenwire.errors import TokenwireError
+from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.observe.logging import bind_context, get_logger
 from tokenwire.rpc import convert
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
 from tokenwire.rpc.validate import RawRequest, check_job_id, check_request, fit_context
+from tokenwire.text.errors import TextError
 from tokenwire.v1 import inference_pb2 as pb
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class InferenceServicer:
         await self._in_pool(check) if raw.stop else check()
         # The id is live before the prompt is tokenised, so that Cancel and duplicates meet it from here on.
         with serving.engine.open(raw.job_id) as stream:
-            bind_context(job_id=raw.job_id)
+            bind_context(job_id=raw.job_id, model=serving.facts.name, device=serving.facts.device)
             prompt_ids = await self._encode(serving, raw)
             spec = self._spec(serving, raw, prompt_ids, arrived, context)
             serving.engine.start(stream, spec)
@@ -84,10 +85,16 @@ class InferenceServicer:
         return convert.health_response(self._state)
 
     async def _encode(self, serving: Serving, raw: RawRequest) -> list[int]:
-        if raw.prompt is not None:
-            return await self._in_pool(functools.partial(serving.text.encode_prompt, raw.prompt))
-        if raw.chat is not None:
-            return await self._in_pool(functools.partial(serving.text.encode_chat, raw.chat))
+        try:
+            if raw.prompt is not None:
+                return await self._in_pool(functools.partial(serving.text.encode_prompt, raw.prompt))
+            if raw.chat is not None:
+                return await self._in_pool(functools.partial(serving.text.encode_chat, raw.chat))
+        except TextError as error:
+            if error.code != "INVALID_REQUEST":
+                raise
+            field = "prompt" if raw.prompt is not None else "chat.messages"
+            raise invalid_request([FieldViolation(field, error.check.upper(), error.check, str(error))]) from error
         return list(raw.prompt_tokens or ())
 
     async def _in_pool(self, call: Callable[[], T]) -> T:

@@ -1,0 +1,314 @@
+"""The life of the worker: bind, load, warm, serve, drain, exit.
+
+What runs where: the event loop owns the server, the state and every stream; one thread loads the model; the tokenizer
+threads encode prompts; the engine's own thread computes and is never waited for on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from tokenwire._version import __version__
+from tokenwire.config import Settings
+from tokenwire.engine import AsyncEngine, JobSpec
+from tokenwire.engine.async_engine import watch_engine
+from tokenwire.errors import NoDeviceError, TokenwireError
+from tokenwire.observe.logging import bind_context, configure_logging, get_logger
+from tokenwire.rpc.server import build_server
+from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
+from tokenwire.rpc.validate import Limits
+
+if TYPE_CHECKING:
+    from tokenwire.engine.load import LoadedModel
+
+T = TypeVar("T")
+
+EXIT_OK = 0
+EXIT_START_FAILED = 1
+EXIT_NO_DEVICE = 69
+EXIT_ENGINE_FAILED = 70
+EXIT_CANNOT_BIND = 71
+
+# How long ended streams have to carry their last event away, and a dead engine's thread to stop, seconds.
+FLUSH_SECONDS = 2.0
+STOP_SECONDS = 5.0
+
+ProgressCallback = Callable[[int], None]
+Loader = Callable[[Settings, ProgressCallback], "LoadedModel"]
+Die = Callable[[int], object]
+
+
+class StartError(Exception):
+    """The worker cannot start. `str()` is one line for a person."""
+
+    def __init__(self, exit_status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+        self.code = code
+
+
+class _AbandonedError(Exception):
+    """Raised inside the loader when the process was told to stop."""
+
+
+class StopSignals:
+    """SIGTERM and SIGINT, counted: the first drains, the second ends the drain, a third ends the process."""
+
+    def __init__(self, die: Die) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self._die = die
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.receive)
+
+    def receive(self) -> None:
+        if self.second.is_set():
+            self._die(EXIT_START_FAILED)
+        elif self.first.is_set():
+            self.second.set()
+        else:
+            self.first.set()
+
+
+def run(settings: Settings) -> int:
+    """Serves until a signal or a failure; returns the process's exit status. Needs the main thread."""
+    # The engine is compiled: whoever only reads this module, or brings a loader of their own, does not need it.
+    from tokenwire.engine.load import load_model
+
+    configure_logging(settings.log_level, settings.log_format)
+    return _run_loop(serve(settings, load_model))
+
+
+async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
+    """The worker's life on a running loop.
+
+    Args:
+        load: makes the model; runs in a thread of its own.
+        die: ends the process at once, without cleaning up; used when a thread can no longer be joined.
+    """
+    log = get_logger()
+    bind_context(worker_id=settings.worker_id or f"{socket.gethostname()}-{os.getpid()}")
+    log.info("startup", version=__version__, model=settings.model, device=settings.device)
+    signals = StopSignals(die)
+    signals.install()
+    state = WorkerState(model=settings.model_name or Path(settings.model).stem, device=settings.cuda_device or "cpu")
+
+    with ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer") as pool:
+        server = build_server(settings, state, pool)
+        try:
+            port = _bind(server, settings)
+            await server.start()
+            log.info("listening", host=settings.host, port=port)
+            model = await _load_model(settings, load, state, signals, die)
+            if model is None:
+                log.info("shutdown", during="loading")
+                return EXIT_OK
+            bind_context(model=model.name, device=model.device)
+            engine = AsyncEngine(model.native)
+            engine.attach()
+            await _warm(engine, model)
+            state.serving = _serving(settings, engine, model)
+            state.enter(Phase.READY)
+            log.info("ready", host=settings.host, port=port, startup_seconds=state.uptime_seconds)
+
+            failure = await _until_stopped(engine, settings, signals)
+            if failure is not None:
+                return await _fail(engine, state, server, model.device, failure, die)
+            await _drain(engine, state, settings, signals)
+            await server.stop(FLUSH_SECONDS)
+            # stop() returns before the handlers' last lines ran; the engine must not go before they did.
+            await engine.wait_idle(FLUSH_SECONDS)
+            await engine.close()
+            log.info("shutdown", during="serving")
+            return EXIT_OK
+        except StartError as error:
+            state.enter(Phase.FAILED)
+            log.error("error", code=error.code, message=str(error))
+            return error.exit_status
+        finally:
+            await server.stop(None)
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+    host = settings.host.strip("[]")
+    shown = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+    try:
+        _require_free(host, settings.port)
+        return int(server.add_insecure_port(shown))
+    except OSError as error:
+        raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", f"cannot listen on {shown}: {error.strerror}") from error
+    except RuntimeError as error:
+        raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", f"cannot listen on {shown}") from error
+
+
+def _require_free(host: str, port: int) -> None:
+    """Binds and lets go: gRPC's own failure to bind has no cause and prints lines that are not ours.
+
+    Raises:
+        OSError: no address of `host` can be bound.
+    """
+    failure: OSError | None = None
+    bound = False
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+                bound = True
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise
+                failure = error  # such as an address of a family that this machine has switched off
+    if failure is not None and not bound:
+        raise failure
+
+
+async def _load_model(
+    settings: Settings, load: Loader, state: WorkerState, signals: StopSignals, die: Die
+) -> LoadedModel | None:
+    """Loads in a thread while Health answers. None if a signal came first."""
+    loop = asyncio.get_running_loop()
+    abandoned = threading.Event()
+    log = get_logger()
+
+    def show(percent: int) -> None:
+        state.load_percent = percent
+        log.info("model_load_progress", percent=percent)
+
+    def on_progress(percent: int) -> None:
+        if abandoned.is_set():
+            raise _AbandonedError
+        loop.call_soon_threadsafe(show, percent)
+
+    log.info("model_load_start", model=settings.model)
+    began = loop.time()
+    loading = loop.run_in_executor(None, load, settings, on_progress)
+    await _first_of(loading, signals.first.wait())
+    if signals.first.is_set():
+        abandoned.set()
+        await _first_of(loading, signals.second.wait())
+        if not loading.done():
+            die(EXIT_OK)
+    try:
+        model = await loading
+    except _AbandonedError:
+        return None
+    except TokenwireError as error:
+        raise StartError(EXIT_START_FAILED, error.code, error.message) from error
+    except Exception as error:
+        status = EXIT_NO_DEVICE if isinstance(error, NoDeviceError) else EXIT_START_FAILED
+        code = str(getattr(error, "code", "MODEL_LOAD_FAILED"))
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise StartError(status, code, message) from error
+    if abandoned.is_set():
+        await loop.run_in_executor(None, model.native.stop)
+        return None
+    log.info(
+        "model_load_complete",
+        model=model.name,
+        architecture=model.architecture,
+        quant_kind=model.quant_kind,
+        weight_bytes=model.weight_bytes,
+        seconds=round(loop.time() - began, 3),
+    )
+    return model
+
+
+async def _warm(engine: AsyncEngine, model: LoadedModel) -> None:
+    """Runs a short job, so that the first client does not pay for first uses, and a model that cannot compute shows."""
+    prompt_ids = model.text.encode_prompt("Hello")
+    with engine.open("tokenwire:warm-up") as stream:
+        engine.start(stream, JobSpec("tokenwire:warm-up", model.name, prompt_ids, 2, seed=0, temperature=0.0))
+        async for _ in stream:
+            pass
+        failure = stream.failure
+    if failure is not None:
+        raise StartError(EXIT_START_FAILED, failure.code, f"the model cannot compute: {failure.message}")
+
+
+def _serving(settings: Settings, engine: AsyncEngine, model: LoadedModel) -> Serving:
+    limits = Limits(
+        max_prompt_chars=settings.max_prompt_chars,
+        max_chat_messages=settings.max_chat_messages,
+        max_tokens_in=settings.max_tokens_in,
+        max_tokens_out=settings.max_tokens_out,
+        vocab_size=model.vocab_size,
+        context_length=model.context_length,
+        max_token_bytes=model.max_token_bytes,
+    )
+    facts = ModelFacts(
+        name=model.name,
+        quant_kind=model.quant_kind,
+        tokenizer_kind=model.tokenizer_kind,
+        vocab_size=model.vocab_size,
+        context_length=model.context_length,
+        device=model.device,
+    )
+    return Serving(engine, model.text, limits, facts)
+
+
+async def _until_stopped(engine: AsyncEngine, settings: Settings, signals: StopSignals) -> str | None:
+    """Returns why the engine died, or None once a signal came."""
+    watching = asyncio.ensure_future(watch_engine(engine, watchdog_s=settings.watchdog_seconds))
+    await _first_of(watching, signals.first.wait())
+    if watching.done():
+        return watching.result()
+    watching.cancel()
+    return None
+
+
+async def _drain(engine: AsyncEngine, state: WorkerState, settings: Settings, signals: StopSignals) -> None:
+    log = get_logger()
+    state.enter(Phase.DRAINING)
+    log.info("drain_start", live=engine.num_live, seconds=settings.drain_seconds)
+    left = await engine.drain(settings.drain_seconds, signals.second)
+    log.info("drain_end", unfinished=left, cut_short=signals.second.is_set())
+
+
+async def _fail(
+    engine: AsyncEngine, state: WorkerState, server: grpc.aio.Server, device: str, reason: str, die: Die
+) -> int:
+    """Readiness off, a typed error to every stream, and out; nothing here waits for the engine without a bound."""
+    code = "INTERNAL" if device == "cpu" else "CUDA_ERROR"
+    state.enter(Phase.FAILED)
+    get_logger().error("error", code=code, message=f"the engine failed: {reason}", live=engine.num_live)
+    engine.fail(lambda: TokenwireError(code, "the engine failed"))
+    await engine.wait_idle(FLUSH_SECONDS)
+    await server.stop(FLUSH_SECONDS)
+    closing = asyncio.ensure_future(engine.close())
+    await asyncio.wait([closing], timeout=STOP_SECONDS)
+    get_logger().info("shutdown", during="failure", engine_stopped=closing.done())
+    if not closing.done():
+        die(EXIT_ENGINE_FAILED)
+    return EXIT_ENGINE_FAILED
+
+
+async def _first_of(future: asyncio.Future[T], other: Coroutine[object, object, object]) -> None:
+    """Waits until one of the two is done; `other` is cancelled if it is not."""
+    waiting = asyncio.ensure_future(other)
+    try:
+        await asyncio.wait({future, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+
+
+def _run_loop(main: Coroutine[object, object, int]) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)

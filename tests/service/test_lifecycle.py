@@ -1,0 +1,203 @@
+"""The worker as a process: start, load, drain, failure, and the exit status of each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tokenwire.v1 import inference_pb2 as pb
+from tokenwire.v1 import inference_pb2_grpc
+
+SCRIPT = Path(__file__).with_name("fake_worker.py")
+
+
+class Process:
+    """A worker process; every line it logs must be JSON."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.channel: Any = None
+        self.stub: Any = None
+        self.health: Any = None
+
+    async def log_line(self, event: str) -> dict[str, Any]:
+        """Reads the log up to the next line of this event."""
+        assert self.process.stderr is not None
+        while data := await asyncio.wait_for(self.process.stderr.readline(), 30):
+            line = json.loads(data)
+            self.lines.append(line)
+            if line["event"] == event:
+                return dict(line)
+        raise AssertionError(f"the log ended without {event}: {self.lines}")
+
+    async def connect(self, event: str = "ready") -> None:
+        port = (await self.log_line(event))["port"]
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.stub = inference_pb2_grpc.InferenceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    async def exit_status(self) -> int:
+        assert self.process.stderr is not None
+        while data := await asyncio.wait_for(self.process.stderr.readline(), 30):
+            self.lines.append(json.loads(data))
+        return await asyncio.wait_for(self.process.wait(), 30)
+
+    def events(self) -> list[str]:
+        return [line["event"] for line in self.lines]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Any]:
+    running = []
+
+    async def run(scenario: str, **flags: object) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, SCRIPT, scenario, json.dumps(flags), stderr=asyncio.subprocess.PIPE
+        )
+        running.append(Process(process))
+        return running[-1]
+
+    yield run
+    for worker in running:
+        if worker.channel is not None:
+            await worker.channel.close()
+        if worker.process.returncode is None:
+            worker.process.kill()
+            await worker.process.wait()
+
+
+async def next_event(call: Any) -> Any:
+    event = await asyncio.wait_for(call.read(), 20)
+    assert event is not grpc.aio.EOF
+    return event
+
+
+async def rest(call: Any) -> list[pb.ExecuteEvent]:
+    """The events up to the end of the stream, however it ends."""
+    events = []
+    try:
+        while (event := await asyncio.wait_for(call.read(), 20)) is not grpc.aio.EOF:
+            events.append(event)
+    except grpc.aio.AioRpcError:
+        assert events, "refused"
+    return events
+
+
+def kinds(events: list[pb.ExecuteEvent]) -> list[str]:
+    return [event.WhichOneof("event") for event in events]
+
+
+async def test_a_worker_starts_serves_and_drains_with_status_0(start: Any) -> None:
+    worker = await start("eager")
+    await worker.connect()
+    assert [line["percent"] for line in worker.lines if line["event"] == "model_load_progress"] == [0, 25, 50, 75, 100]
+    call = worker.stub.Execute(pb.ExecuteRequest(job_id="a", prompt="the secret prompt"))
+    assert kinds(await rest(call)) == ["started", "token", "metrics", "end"]
+    worker.process.send_signal(signal.SIGTERM)
+    assert await worker.exit_status() == 0
+    order = ["startup", "model_load_start", "model_load_complete", "ready"]
+    order += ["execute_start", "execute_end", "drain_start", "drain_end", "shutdown"]
+    assert [event for event in worker.events() if event in order] == order
+    end = next(line for line in worker.lines if line["event"] == "execute_end")
+    for key in ("worker_id", "job_id", "model", "device", "correlation_id", "tokens_out", "decode_ms"):
+        assert key in end, key
+    assert "secret" not in json.dumps(worker.lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_drain_refuses_new_jobs_lets_health_answer_and_ends_survivors(start: Any, number: signal.Signals) -> None:
+    worker = await start("held", drain_seconds=1.0)
+    await worker.connect()
+    call = worker.stub.Execute(pb.ExecuteRequest(job_id="a", prompt="x"))
+    assert (await next_event(call)).HasField("started")
+    watch = worker.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
+    assert (await next_event(watch)).status == health_pb2.HealthCheckResponse.SERVING
+    worker.process.send_signal(number)
+    assert (await next_event(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+    health = await worker.stub.Health(pb.HealthRequest())
+    assert (health.phase, health.status) == ("draining", pb.HealthResponse.STATUS_UNHEALTHY)
+    live = await worker.health.Check(health_pb2.HealthCheckRequest(service="liveness"))
+    assert live.status == health_pb2.HealthCheckResponse.SERVING
+    refused = worker.stub.Execute(pb.ExecuteRequest(job_id="b", prompt="x"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await refused.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    events = await rest(call)
+    assert kinds(events)[-2:] == ["metrics", "error"]
+    assert (events[-1].error.code, events[-1].error.retriable) == ("UNAVAILABLE", True)
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    assert await worker.exit_status() == 0
+
+
+async def test_a_second_signal_ends_the_drain_at_once(start: Any) -> None:
+    worker = await start("held", drain_seconds=3600.0)
+    await worker.connect()
+    call = worker.stub.Execute(pb.ExecuteRequest(job_id="a", prompt="x"))
+    await next_event(call)
+    worker.process.send_signal(signal.SIGTERM)
+    await worker.log_line("drain_start")
+    worker.process.send_signal(signal.SIGTERM)
+    assert kinds(await rest(call))[-1] == "error"
+    assert await worker.exit_status() == 0
+    assert next(line for line in worker.lines if line["event"] == "drain_end")["cut_short"] is True
+
+
+async def test_while_loading_health_answers_and_jobs_are_unavailable(start: Any) -> None:
+    worker = await start("slow-load")
+    await worker.connect("listening")
+    await worker.log_line("model_load_progress")
+    health = await worker.stub.Health(pb.HealthRequest())
+    assert (health.phase, health.load_percent) == ("loading", 25)
+    expected = {"": 2, "readiness": 2, "startup": 2, "tokenwire.v1.Inference": 2, "liveness": 1}
+    for service, status in expected.items():
+        response = await worker.health.Check(health_pb2.HealthCheckRequest(service=service))
+        assert response.status == status, service
+    call = worker.stub.Execute(pb.ExecuteRequest(job_id="a", prompt="x"))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(await call.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+    worker.process.send_signal(signal.SIGTERM)
+    assert await worker.exit_status() == 0
+
+
+@pytest.mark.parametrize("scenario", ["dies", "hangs"])
+async def test_a_dead_engine_ends_every_stream_and_the_process(start: Any, scenario: str) -> None:
+    worker = await start(scenario)
+    await worker.connect()
+    call = worker.stub.Execute(pb.ExecuteRequest(job_id="a", prompt="x"))
+    assert kinds(await rest(call))[-1] == "error"
+    assert await call.code() is grpc.StatusCode.INTERNAL
+    assert await worker.exit_status() == 70
+
+
+@pytest.mark.parametrize(("scenario", "status"), [("bad-model", 1), ("no-device", 69)])
+async def test_a_worker_that_cannot_load_says_why_in_one_line(start: Any, scenario: str, status: int) -> None:
+    worker = await start(scenario)
+    assert await worker.exit_status() == status
+    errors = [line for line in worker.lines if line["level"] == "error"]
+    assert len(errors) == 1
+    assert "\n" not in errors[0]["message"]
+
+
+async def test_a_port_in_use_is_status_71(start: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        worker = await start("eager", port=taken.getsockname()[1])
+        assert await worker.exit_status() == 71
+    errors = [line for line in worker.lines if line["level"] == "error"]
+    assert [line["code"] for line in errors] == ["CANNOT_BIND"]
