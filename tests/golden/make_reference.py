@@ -1,3 +1,4 @@
+# ruff: noqa: T201  (a script: it prints)
 """Makes reference_logits.npz: Hugging Face transformers in float32 on the same GGUF file, teacher-forced.
 
 Run it in an environment with torch, transformers, accelerate and gguf (none of them is a dependency of tokenwire):

@@ -86,7 +86,11 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTE_OF_CHAR = _byte_alphabet()
+_BYTES_AS_LATIN1 = str.maketrans(
+    # Latin-1 characters outside the alphabet must not pass as bytes; U+0100 makes the encoding fail.
+    dict.fromkeys(map(chr, range(0x80, 0x100)), "\u0100")
+    | {char: chr(byte) for char, byte in _byte_alphabet().items()}
+)
 
 
 class Tokenizer:
@@ -211,8 +215,8 @@ def _token_bytes(text: str, kind: TokenType) -> bytes:
         return b""
     if kind is TokenType.NORMAL:
         try:
-            return bytes(_BYTE_OF_CHAR[char] for char in text)
-        except KeyError:
+            return text.translate(_BYTES_AS_LATIN1).encode("latin-1")
+        except UnicodeEncodeError:
             # Some files list added tokens as normal ones; those are spelled as they are.
             return text.encode("utf-8")
     return text.encode("utf-8")
