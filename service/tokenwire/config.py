@@ -39,6 +39,7 @@ class Settings(BaseModel):
     model_name: str = Field(
         "", max_length=128, pattern=r"^[A-Za-z0-9._:/-]*$", description="name reported to clients; default: the file's"
     )
+    tokenizer_json: str = Field("", description="tokenizer.json to use; default: the tokenizer in the model file")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="where to compute: auto, cpu, cuda or cuda:N"
     )
@@ -199,7 +200,7 @@ def _validate(values: Mapping[str, object], origin: Mapping[str, str], problems:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        refused = set()
+        refused: set[int | str] = set()
         for item in error.errors(include_url=False, include_context=False):
             problems.extend(_problems(item["loc"], item["type"], item["msg"], origin))
             refused.update(item["loc"][:1])
@@ -222,9 +223,10 @@ def _read_toml(path: Path, problems: list[str]) -> dict[str, object]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return values
     except OSError as error:
         problems.append(f"config ({path}): cannot be read: {error.strerror}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
@@ -127,12 +127,13 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
 
             failure = await _until_stopped(engine, settings, signals)
             if failure is not None:
-                return await _fail(engine, state, server, model.device, failure, die)
+                return await _fail(engine, state, server, model, failure, die)
             await _drain(engine, state, settings, signals)
             await server.stop(FLUSH_SECONDS)
             # stop() returns before the handlers' last lines ran; the engine must not go before they did.
             await engine.wait_idle(FLUSH_SECONDS)
             await engine.close()
+            model.text.close()
             log.info("shutdown", during="serving")
             return EXIT_OK
         except StartError as error:
@@ -216,6 +217,7 @@ async def _load_model(
         raise StartError(status, code, message) from error
     if abandoned.is_set():
         await loop.run_in_executor(None, model.native.stop)
+        model.text.close()
         return None
     log.info(
         "model_load_complete",
@@ -225,6 +227,8 @@ async def _load_model(
         weight_bytes=model.weight_bytes,
         seconds=round(loop.time() - began, 3),
     )
+    for warning in model.warnings:
+        log.warning("model_warning", message=warning)
     return model
 
 
@@ -280,10 +284,10 @@ async def _drain(engine: AsyncEngine, state: WorkerState, settings: Settings, si
 
 
 async def _fail(
-    engine: AsyncEngine, state: WorkerState, server: grpc.aio.Server, device: str, reason: str, die: Die
+    engine: AsyncEngine, state: WorkerState, server: grpc.aio.Server, model: LoadedModel, reason: str, die: Die
 ) -> int:
     """Readiness off, a typed error to every stream, and out; nothing here waits for the engine without a bound."""
-    code = "INTERNAL" if device == "cpu" else "CUDA_ERROR"
+    code = "INTERNAL" if model.device == "cpu" else "CUDA_ERROR"
     state.enter(Phase.FAILED)
     get_logger().error("error", code=code, message=f"the engine failed: {reason}", live=engine.num_live)
     engine.fail(lambda: TokenwireError(code, "the engine failed"))
@@ -292,6 +296,7 @@ async def _fail(
     closing = asyncio.ensure_future(engine.close())
     await asyncio.wait([closing], timeout=STOP_SECONDS)
     get_logger().info("shutdown", during="failure", engine_stopped=closing.done())
+    model.text.close()
     if not closing.done():
         die(EXIT_ENGINE_FAILED)
     return EXIT_ENGINE_FAILED
@@ -300,8 +305,9 @@ async def _fail(
 async def _first_of(future: asyncio.Future[T], other: Coroutine[object, object, object]) -> None:
     """Waits until one of the two is done; `other` is cancelled if it is not."""
     waiting = asyncio.ensure_future(other)
+    both: tuple[asyncio.Future[Any], ...] = (future, waiting)
     try:
-        await asyncio.wait({future, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting.cancel()
 

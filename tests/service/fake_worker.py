@@ -1,4 +1,4 @@
-"""A worker process over the fake engine: `python fake_worker.py SCENARIO FLAGS-AS-JSON`. Log lines go to stderr as JSON.
+"""A worker process over the fake engine: `python fake_worker.py SCENARIO FLAGS-AS-JSON`; logs JSON to stderr.
 
 Scenarios: `eager` finishes every job at once; `held` never ends one by itself; `dies` reports a dead engine at the
 first client's job; `hangs` stops its heartbeat then, and never stops; `bad-model`, `no-device` fail the load;
@@ -31,6 +31,9 @@ class Text:
 
     def count_tokens(self, text: str) -> int:
         return len(text)
+
+    def close(self) -> None:
+        pass
 
 
 class ScenarioEngine(FakeEngine):
@@ -82,6 +85,7 @@ def load(settings: Settings, on_progress: ProgressCallback) -> Any:
         max_token_bytes=16,
         weight_bytes=1,
         device="cpu",
+        warnings=("an oddity",),
     )
 
 

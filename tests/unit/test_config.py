@@ -97,3 +97,12 @@ def test_every_setting_has_help_and_bounds() -> None:
         assert field.description, name
         if field.annotation in (int, float):
             assert field.metadata, f"{name} has no bounds"
+
+
+def test_the_transport_limits_in_the_documentation_are_these() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "limits.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.partition("## Transport")[2].splitlines() if line.startswith("| `")]
+    assert len(rows) == 10
+    for _, name, default, description, _ in rows:
+        field = Settings.model_fields[name.strip(" `")]
+        assert (default.strip(), description.strip()) == (str(field.default), field.description)

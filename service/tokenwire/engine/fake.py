@@ -178,6 +178,7 @@ class FakeEngine:
         self.submit_error: FakeEngineError | None = None
         self.state = FakeStats()
         self.stopped = False
+        self.failed_all = threading.Event()
         self.submitted = threading.Semaphore(0)
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._read_fd, False)
@@ -221,6 +222,7 @@ class FakeEngine:
         return ready
 
     def fail_all(self, code: str, message: str) -> int:
+        self.failed_all.set()
         live = [job for job in self.jobs if job.live]
         for job in live:
             job.finish(FakeOutcome(error_code=code, error_message=message))

@@ -1,4 +1,4 @@
-"""From a model file to a running engine, its tokenizer and what clients are told about both. Blocks: run in a thread."""
+"""From a model reference to a running engine and its tokenizer. Blocks for as long as it takes: run in a thread."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from pathlib import Path
 from tokenwire import _native
 from tokenwire.config import Settings
 from tokenwire.engine.native import NativeEngine
-from tokenwire.errors import NoDeviceError
-from tokenwire.text import TextPipeline, load_text
+from tokenwire.errors import NoDeviceError, TokenwireError
+from tokenwire.models import resolve
+from tokenwire.text import TextPipeline
 
 MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that computes. `max_token_bytes` is the length of the longest vocabulary entry."""
+    """A model that computes.
+
+    Attributes:
+        max_token_bytes: length of the longest vocabulary entry.
+        device: `cpu` or `cuda:N`.
+        warnings: oddities of its files, for the log.
+    """
 
     native: NativeEngine
     text: TextPipeline
@@ -30,27 +37,38 @@ class LoadedModel:
     max_token_bytes: int
     weight_bytes: int
     device: str
+    warnings: tuple[str, ...]
 
 
-def load_model(settings: Settings, path: Path, on_progress: Callable[[int], None]) -> LoadedModel:
-    """Reads, packs and starts a model.
+def load_model(settings: Settings, on_progress: Callable[[int], None]) -> LoadedModel:
+    """Finds, reads, packs and starts the model that `settings.model` means.
 
     Args:
-        path: the GGUF file.
         on_progress: called with 0, 25, 50, 75, 100; raising abandons the load.
 
     Raises:
         NoDeviceError: a CUDA device was asked for, and this engine cannot use it.
+        ModelSourceError: there is no such model here.
+        TextError: its tokenizer is malformed or not supported.
         EngineError: the file is malformed or not supported, or does not fit.
-        Exception: whatever `on_progress` raised, or the tokenizer of the file is not usable.
+        Exception: whatever `on_progress` raised.
     """
     if settings.cuda_device is not None:
         raise NoDeviceError(f"device {settings.cuda_device} is not usable: {_native.cuda_status()}")
+    path = resolve(settings.model)
     file = _native.GgufFile(str(path))
-    text = load_text(file, path)
-    vocabulary = text.vocabulary()
-    engine = _native.Engine(file, vocabulary, text.stop_token_ids, engine_options(settings), on_progress)
-    info = engine.model_info
+    text = TextPipeline.from_metadata(file, Path(settings.tokenizer_json) if settings.tokenizer_json else None)
+    try:
+        tokenizer = text.tokenizer
+        vocabulary = tokenizer.vocabulary()
+        engine = _native.Engine(file, vocabulary, tokenizer.stop_token_ids, engine_options(settings), on_progress)
+        info = engine.model_info
+        if info.vocab_size != len(vocabulary):
+            message = f"the tokenizer has {len(vocabulary)} entries, the model {info.vocab_size}"
+            raise TokenwireError("MODEL_LOAD_FAILED", message)
+    except BaseException:
+        text.close()
+        raise
     context_length = info.context_length
     if settings.max_context_tokens:
         context_length = min(context_length, settings.max_context_tokens)
@@ -60,12 +78,13 @@ def load_model(settings: Settings, path: Path, on_progress: Callable[[int], None
         name=settings.model_name or info.name or path.stem,
         architecture=info.architecture,
         quant_kind=info.quant_kind,
-        tokenizer_kind=text.kind,
+        tokenizer_kind=tokenizer.kind,
         vocab_size=info.vocab_size,
         context_length=context_length,
         max_token_bytes=max(map(len, vocabulary), default=1),
         weight_bytes=info.weight_bytes,
         device="cpu",
+        warnings=text.warnings,
     )
 
 

@@ -14,7 +14,7 @@ import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -28,6 +28,11 @@ _CORRELATION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 # grpc's own handler types are untyped; `Any` stands for a message of whichever method is wrapped.
 Handler = Callable[[Any, Any], Any]
+if TYPE_CHECKING:
+    RpcHandler = grpc.RpcMethodHandler[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
 
 
 class _Malformed:
@@ -47,30 +52,31 @@ def correlation_id(metadata: Any) -> str:
     return str(uuid.uuid4())
 
 
-class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Boundary(grpc.aio.ServerInterceptor):
     """Wraps every method of the server."""
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> RpcHandler | None:
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         call_id = correlation_id(handler_call_details.invocation_metadata)
-        deserializer = _guarded_deserializer(handler.request_deserializer)
-        if handler.request_streaming and handler.response_streaming:
+        deserialize = _guarded_deserializer(handler.request_deserializer)
+        serialize = handler.response_serializer
+        if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                _streaming(call_id, handler.stream_stream), deserializer, handler.response_serializer
+                _streaming(call_id, handler.stream_stream), deserialize, serialize
             )
-        if handler.response_streaming:
+        if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                _streaming(call_id, handler.unary_stream), deserializer, handler.response_serializer
+                _streaming(call_id, handler.unary_stream), deserialize, serialize
             )
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(call_id, handler.unary_unary), deserializer, handler.response_serializer
-        )
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(_unary(call_id, handler.unary_unary), deserialize, serialize)
+        raise NotImplementedError("no service here takes a stream and answers once")
 
 
 def _guarded_deserializer(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
@@ -136,7 +142,7 @@ async def _translated(call_id: str, context: Any) -> AsyncIterator[None]:
         failure = error
     except grpc.aio.AbortError:
         raise
-    except Exception:  # noqa: BLE001  (the last line of defence: nothing of this may reach the client)
+    except Exception:
         # A client that left makes writes fail; that is its choice and no fault of ours.
         if context.done():
             raise

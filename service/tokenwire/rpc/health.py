@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from tokenwire.errors import TokenwireError
+from tokenwire.rpc.boundary import Context
 from tokenwire.rpc.state import WorkerState
 
 HEALTH_SERVICE_NAME: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -21,15 +22,13 @@ class HealthServicer:
     def __init__(self, state: WorkerState) -> None:
         self._state = state
 
-    async def check(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
-    ) -> health_pb2.HealthCheckResponse:
+    async def check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         if self._state.is_serving(request.service) is None:
             raise TokenwireError("NOT_FOUND", "no such service")
         return self._response(request.service)
 
     async def watch(
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+        self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """The status now and at every change, until the client leaves. A slow reader sees the latest only."""
         changed = self._state.watch()

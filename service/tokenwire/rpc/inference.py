@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -19,6 +19,7 @@ from tokenwire.engine import CancelOutcome, JobSpec, JobStream
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.observe.logging import bind_context, get_logger
 from tokenwire.rpc import convert
+from tokenwire.rpc.boundary import Context
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
 from tokenwire.rpc.validate import RawRequest, check_job_id, check_request, fit_context
 from tokenwire.text.errors import TextError
@@ -41,9 +42,7 @@ class InferenceServicer:
         self._pool = pool
         self._inference_timeout_sec = inference_timeout_sec
 
-    async def execute(
-        self, request: pb.ExecuteRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncGenerator[bytes, None]:
+    async def execute(self, request: pb.ExecuteRequest, context: Context) -> AsyncGenerator[bytes, None]:
         """Yields serialised events. Raises TokenwireError for a refusal, and after an `error` event."""
         arrived = time.monotonic()
         serving = self._state.require_serving()
@@ -71,7 +70,7 @@ class InferenceServicer:
             finally:
                 _log_end(stream, ending, time.monotonic() - arrived)
 
-    async def cancel(self, request: pb.CancelRequest, context: grpc.aio.ServicerContext) -> pb.CancelResponse:
+    async def cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
         check_job_id(request.job_id)
         bind_context(job_id=request.job_id)
         if self._state.serving is None:
@@ -81,7 +80,7 @@ class InferenceServicer:
         log("cancel", outcome=result.outcome.value, tokens_out=result.tokens_out)
         return convert.cancel_response(result)
 
-    async def health(self, request: pb.HealthRequest, context: grpc.aio.ServicerContext) -> pb.HealthResponse:
+    async def health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         return convert.health_response(self._state)
 
     async def _encode(self, serving: Serving, raw: RawRequest) -> list[int]:
@@ -106,12 +105,14 @@ class InferenceServicer:
         raw: RawRequest,
         prompt_ids: list[int],
         arrived: float,
-        context: grpc.aio.ServicerContext,
+        context: Context,
     ) -> JobSpec:
         def default(value: float | None, unset: float) -> float:
             return unset if value is None else value
 
-        input_field = "prompt" if raw.prompt is not None else "chat" if raw.chat is not None else "prompt_tokens"
+        input_field = (
+            "prompt" if raw.prompt is not None else "chat.messages" if raw.chat is not None else "prompt_tokens"
+        )
         return JobSpec(
             job_id=raw.job_id,
             model=serving.facts.name,
@@ -131,7 +132,7 @@ class InferenceServicer:
             timeout_ms=self._timeout_ms(arrived, context),
         )
 
-    def _timeout_ms(self, arrived: float, context: grpc.aio.ServicerContext) -> int:
+    def _timeout_ms(self, arrived: float, context: Context) -> int:
         """What is left of the worker's timeout and of the call's deadline, whichever is less.
 
         Raises:
@@ -148,7 +149,7 @@ class InferenceServicer:
 
 def add_inference(server: grpc.aio.Server, servicer: InferenceServicer) -> None:
     """Registers the service. Execute's events are serialised where they are made, so gRPC must not touch them."""
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Execute": grpc.unary_stream_rpc_method_handler(
             servicer.execute, request_deserializer=pb.ExecuteRequest.FromString, response_serializer=None
         ),

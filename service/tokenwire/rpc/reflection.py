@@ -7,6 +7,7 @@ descriptor of v1 is that of v1alpha under its own names, kept in a pool of ours.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import grpc
 from google.protobuf import descriptor, descriptor_pb2, descriptor_pool
@@ -15,6 +16,7 @@ from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
 V1 = "grpc.reflection.v1"
 V1ALPHA = "grpc.reflection.v1alpha"
+_V1ALPHA_FILE = cast(descriptor.FileDescriptor, reflection_pb2.DESCRIPTOR)
 
 
 def add_reflection(server: grpc.aio.Server, files: Iterable[descriptor.FileDescriptor]) -> None:
@@ -22,7 +24,7 @@ def add_reflection(server: grpc.aio.Server, files: Iterable[descriptor.FileDescr
     pool = descriptor_pool.DescriptorPool()
     added: set[str] = set()
     names = [f"{V1}.ServerReflection"]
-    for file in (*files, reflection_pb2.DESCRIPTOR):
+    for file in (*files, _V1ALPHA_FILE):
         _add_with_dependencies(pool, file, added)
         names.extend(service.full_name for service in file.services_by_name.values())
     pool.AddSerializedFile(_v1_file())
@@ -51,7 +53,7 @@ def _add_with_dependencies(
 
 def _v1_file() -> bytes:
     file = descriptor_pb2.FileDescriptorProto()
-    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    _V1ALPHA_FILE.CopyToProto(file)
     file.name = "grpc/reflection/v1/reflection.proto"
     file.package = V1
     types = [field for message in file.message_type for field in message.field if field.type_name]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from typing import cast
 
 import grpc
+from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 
 from tokenwire.config import Settings
@@ -30,7 +32,8 @@ def build_server(settings: Settings, state: WorkerState, pool: Executor) -> grpc
     server = grpc.aio.server(interceptors=(Boundary(),), options=transport_options(settings))
     add_inference(server, InferenceServicer(state, pool, settings.inference_timeout_sec))
     add_health(server, HealthServicer(state))
-    add_reflection(server, (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR))
+    files = (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
+    add_reflection(server, cast(tuple[FileDescriptor, ...], files))
     return server
 
 

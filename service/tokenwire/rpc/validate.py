@@ -276,7 +276,7 @@ def _check_logit_bias(biases: Mapping[int, float], limits: Limits) -> Iterator[F
             yield FieldViolation(name, "RANGE", "range(-100..=100)", message, f"{bias:.7g}")
 
 
-def _show(value: float) -> str:
+def _show(value: int | float) -> str:
     if isinstance(value, float):
         return f"{value:.7g}"
     return str(value) if value.bit_length() <= 128 else "a number of more than 128 bits"
