@@ -34,6 +34,20 @@ def happy(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator
     yield pb.ExecuteEvent(end=pb.End(tokens_out=3, decode_time_ms=20, stop_reason=pb.STOP_REASON_EOS, digest="d"))
 
 
+HEALTHY = pb.HealthResponse(
+    status=pb.HealthResponse.STATUS_HEALTHY,
+    model="m",
+    resident=True,
+    quant_kind="Q4_1",
+    vocab_size=49152,
+    context_length=8192,
+    device="cpu",
+    pool_utilization=0.25,
+    phase="ready",
+    load_percent=100,
+)
+
+
 class Worker(pb_grpc.InferenceServicer):
     def __init__(self) -> None:
         self.script: Script = happy
@@ -41,6 +55,7 @@ class Worker(pb_grpc.InferenceServicer):
         self.metadata: dict[str, str | bytes] = {}
         self.time_remaining: float | None = None
         self.call_ended = threading.Event()
+        self.health = HEALTHY
         self.target = ""
 
     def Execute(self, request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
@@ -56,18 +71,7 @@ class Worker(pb_grpc.InferenceServicer):
         return pb.CancelResponse(outcome=pb.CancelResponse.OUTCOME_CANCELLED, tokens_out=4)
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:
-        return pb.HealthResponse(
-            status=pb.HealthResponse.STATUS_HEALTHY,
-            model="m",
-            resident=True,
-            quant_kind="Q4_1",
-            vocab_size=49152,
-            context_length=8192,
-            device="cpu",
-            pool_utilization=0.25,
-            phase="ready",
-            load_percent=100,
-        )
+        return self.health
 
 
 def refuse(context: grpc.ServicerContext, code: int, message: str, *details: Message) -> None:

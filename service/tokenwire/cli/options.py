@@ -1,0 +1,34 @@
+"""Options that more than one command takes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+# Sampling: what is left out keeps the worker's default.
+
+Target = Annotated[str, typer.Option(help="Address of the worker.", envvar="TOKENWIRE_TARGET", metavar="HOST:PORT")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Timeout = Annotated[float | None, typer.Option(help="Give up after this many seconds.", metavar="SECONDS", min=0)]
+
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.", min=0, max=2**32 - 1)]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy, 1 as trained, higher more random.")]
+TopP = Annotated[float | None, typer.Option(help="Keep the most probable tokens up to this sum.")]
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Keep this many most probable tokens; 0 is off.", min=0, max=2**32 - 1),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Drop tokens below this share of the most probable one."),
+]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1 discourages tokens already generated.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="End before this text appears; may be given up to 4 times."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Repeat a sampled answer exactly.", min=0, max=2**64 - 1),
+]

@@ -1,0 +1,332 @@
+"""The command line against a scripted worker: what goes to stdout, what to stderr, and the exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import code_pb2, error_details_pb2
+
+from scripted_worker import TIMEOUT_S, Worker, refuse, running_worker
+from tokenwire import __version__
+from tokenwire.cli.main import main
+from tokenwire.v1 import inference_pb2 as pb
+
+TEXT = "Grüße 🌍"
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process, with `stdin` as its input."""
+    for name in [name for name in os.environ if name.startswith("TOKENWIRE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["tokenwire", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(caught.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with running_worker() as worker:
+        yield worker
+
+
+def command(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    """The command as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tokenwire", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+
+
+def test_generate_writes_the_text_alone_to_stdout(run: Run, worker: Worker) -> None:
+    result = run("generate", "hello", "--target", worker.target)
+    assert (result.code, result.out) == (0, TEXT)
+    assert "3 tokens, first after " in result.err
+    assert result.err.endswith("100.0 tokens/s, stopped by end of answer\n")
+    assert worker.requests[0].chat.messages[0] == pb.ChatMessage(role="user", content="hello")
+
+
+def test_generate_sends_what_was_asked_and_nothing_else(run: Run, worker: Worker) -> None:
+    run("generate", "hello", "--target", worker.target)
+    assert {field.name for field, _ in worker.requests[0].ListFields()} == {"job_id", "chat"}
+    options = "--max-tokens 5 --temperature 0 --top-p 0.5 --top-k 0 --min-p 0.1 --repetition-penalty 1.1 --seed 0"
+    run(
+        "generate", "-", "--raw", *options.split(), "--stop", "a", "--stop", "b", "--target", worker.target, stdin=b"in"
+    )
+    request = worker.requests[1]
+    assert (request.prompt, request.max_tokens, request.temperature) == ("in", 5, 0.0)
+    assert (request.top_k, request.seed, list(request.stop)) == (0, 0, ["a", "b"])
+    assert request.HasField("temperature")
+    assert request.HasField("top_k")
+    assert request.HasField("seed")
+
+
+def test_generate_system_needs_the_template(run: Run, worker: Worker) -> None:
+    run("generate", "hello", "--system", "be brief", "--target", worker.target)
+    assert [message.role for message in worker.requests[0].chat.messages] == ["system", "user"]
+    result = run("generate", "hello", "--raw", "--system", "x", "--target", worker.target)
+    assert result.code == 2
+    assert "--raw" in result.err
+
+
+def test_generate_json_prints_every_event_as_a_line(run: Run, worker: Worker) -> None:
+    result = run("generate", "hello", "--json", "--target", worker.target)
+    events = [json.loads(line) for line in result.out.splitlines()]
+    assert [event["event"] for event in events] == ["started", "token", "token", "metrics", "end"]
+    assert events[0]["started_at"] == "2030-01-02T03:04:05+00:00"
+    assert events[2]["logprobs"][0]["top"][0]["raw"] == "8A=="
+    assert result.err == ""
+
+
+def test_generate_reads_only_utf8(run: Run, worker: Worker) -> None:
+    result = run("generate", "-", "--target", worker.target, stdin=b"ok\xff")
+    assert result.code == 1
+    assert "stdin is not UTF-8 text: invalid start byte at byte 2" in result.err
+    assert worker.requests == []
+
+
+def invalid(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
+    context.send_initial_metadata((("x-correlation-id", "c-1"),))
+    violation = error_details_pb2.BadRequest.FieldViolation(field="top_p", description="must be above 0")
+    info = error_details_pb2.ErrorInfo(reason="INVALID_REQUEST")
+    bad_request = error_details_pb2.BadRequest(field_violations=[violation])
+    refuse(context, code_pb2.INVALID_ARGUMENT, "the request is not valid: top_p", info, bad_request)
+    yield pb.ExecuteEvent()
+
+
+def test_a_refusal_names_cause_fields_and_correlation_id(run: Run, worker: Worker) -> None:
+    worker.script = invalid
+    result = run("generate", "hello", "--top-p", "0", "--target", worker.target)
+    assert (result.code, result.out) == (1, "")
+    assert result.err == (
+        "error: INVALID_REQUEST: the request is not valid: top_p\n  top_p: must be above 0\n  correlation id c-1\n"
+    )
+    result = run("generate", "hello", "--json", "--target", worker.target)
+    event = json.loads(result.out)
+    assert (event["event"], event["code"], event["correlation_id"]) == ("error", "INVALID_REQUEST", "c-1")
+    assert event["fields"] == [{"field": "top_p", "description": "must be above 0", "reason": ""}]
+
+
+def test_a_full_queue_says_when_to_try_again(run: Run, worker: Worker) -> None:
+    def full(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
+        retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=2))
+        refuse(context, code_pb2.RESOURCE_EXHAUSTED, "the queue is full", retry)
+        yield pb.ExecuteEvent()
+
+    worker.script = full
+    assert "hint: try again in 2 s\n" in run("generate", "hello", "--target", worker.target).err
+
+
+def test_an_absent_worker_is_one_line_with_the_remedy(run: Run) -> None:
+    for arguments in (["generate", "hello"], ["health"]):
+        result = run(*arguments, "--target", "127.0.0.1:1")
+        assert result.code == 1
+        assert result.err.startswith("error: UNAVAILABLE: ")
+        assert "hint: is a worker listening at 127.0.0.1:1? start one with `tokenwire serve" in result.err
+        assert "Traceback" not in result.err
+
+
+def until_cancelled(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
+    yield pb.ExecuteEvent(started=pb.Started(job_id=request.job_id))
+    yield pb.ExecuteEvent(token=pb.Token(t="first", ids=[1]))
+    ended = threading.Event()
+    if context.add_callback(ended.set):
+        ended.wait(TIMEOUT_S)
+
+
+def test_interrupt_cancels_and_keeps_the_text(worker: Worker) -> None:
+    worker.script = until_cancelled
+    with command("generate", "hello", "--target", worker.target) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == b"first"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert out == b""
+    assert err.splitlines() == [b"cancelled"]
+    assert worker.call_ended.wait(TIMEOUT_S)
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(worker: Worker) -> None:
+    def endless(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
+        while context.is_active():
+            yield pb.ExecuteEvent(token=pb.Token(t="x" * 100, ids=[1]))
+
+    worker.script = endless
+    with command("generate", "hello", "--target", worker.target) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == b"xxxxx"
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+        assert process.wait(TIMEOUT_S) != 0
+    assert b"Traceback" not in err
+    assert worker.call_ended.wait(TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({"LC_ALL": "C"}, TEXT.encode()), ({"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, b"Gr??e ?")],
+)
+def test_any_locale_will_do(worker: Worker, environment: dict[str, str], expected: bytes) -> None:
+    with command("generate", "hello", "--target", worker.target, **environment) as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out) == (0, expected), err
+
+
+def test_generated_text_cannot_command_the_terminal(
+    run: Run, worker: Worker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def escape(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
+        yield pb.ExecuteEvent(token=pb.Token(t="a\x1b]0;title\x07\tb\n", ids=[1]))
+        yield pb.ExecuteEvent(end=pb.End(stop_reason=pb.STOP_REASON_EOS))
+
+    worker.script = escape
+    assert run("generate", "x", "--target", worker.target).out == "a\x1b]0;title\x07\tb\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("generate", "x", "--target", worker.target).out == "a\ufffd]0;title\ufffd\tb\n"
+
+
+def test_chat_keeps_the_conversation(run: Run, worker: Worker) -> None:
+    result = run("chat", "--target", worker.target, stdin=b"/system be brief\none\n\ntwo\n/reset\nthree\n/exit\nfour\n")
+    assert (result.code, result.out) == (0, f"{TEXT}\n" * 3)
+    turns = [[(turn.role, turn.content) for turn in request.chat.messages] for request in worker.requests]
+    system = ("system", "be brief")
+    assert turns == [
+        [system, ("user", "one")],
+        [system, ("user", "one"), ("assistant", TEXT), ("user", "two")],
+        [system, ("user", "three")],
+    ]
+
+
+def test_chat_drops_a_question_that_failed(run: Run, worker: Worker) -> None:
+    worker.script = invalid
+    result = run("chat", "--target", worker.target, "--system", "s", stdin=b"one\ntwo\n/help\n")
+    assert result.code == 1
+    assert result.err.count("error: INVALID_REQUEST") == 2
+    assert "/reset forgets" in result.err
+    assert len(worker.requests[1].chat.messages) == 2
+
+
+def test_chat_interrupt_stops_the_answer_not_the_program(worker: Worker) -> None:
+    worker.script = until_cancelled
+    with command("chat", "--target", worker.target) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"one\n")
+        process.stdin.flush()
+        assert process.stdout.read(5) == b"first"
+        process.send_signal(signal.SIGINT)
+        assert worker.call_ended.wait(TIMEOUT_S)
+        assert process.stdout.read(1) == b"\n"
+        worker.script = lambda request, context: iter([pb.ExecuteEvent(end=pb.End())])
+        process.communicate(b"two\n", timeout=TIMEOUT_S)
+    assert process.returncode == 0
+    assert [turn.content for turn in worker.requests[1].chat.messages] == ["one", "first", "two"]
+
+
+def test_health_shows_the_state_and_says_it_with_the_exit_code(run: Run, worker: Worker) -> None:
+    result = run("health", "--target", worker.target)
+    assert result.code == 0
+    assert dict(line.split(None, 1) for line in result.out.splitlines())["status"] == "healthy"
+    assert "49,152 entries" in result.out
+    report = json.loads(run("health", "--json", "--target", worker.target).out)
+    assert (report["status"], report["model"], report["context_length"]) == ("healthy", "m", 8192)
+    worker.health = pb.HealthResponse(status=pb.HealthResponse.STATUS_UNHEALTHY, phase="loading", load_percent=25)
+    result = run("health", "--target", worker.target)
+    assert result.code == 1
+    assert "loading (25 %)" in result.out
+
+
+def test_serve_lists_every_problem_at_once(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text("colour = 'red'\n")
+    result = run("serve", "--port", "70000", "--kv-cache-size-mb", "10GB", "--config", str(file))
+    assert result.code == 78
+    assert result.err.startswith("error: the configuration has 3 problems\n")
+    for name in ("port (from --port)", "kv_cache_size_mb (from --kv-cache-size-mb)", f"colour (from {file})"):
+        assert name in result.err
+
+
+def test_serve_without_a_model_says_how_to_name_one(run: Run) -> None:
+    result = run("serve")
+    assert result.code == 78
+    assert "tokenwire serve --model smollm2" in result.err
+
+
+def test_info_shows_values_with_their_origins(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "worker.toml"
+    file.write_text("port = 1234\ndrain_seconds = 5\n")
+    monkeypatch.setenv("TOKENWIRE_PORT", "4321")
+    settings = json.loads(run("info", "--json", "--config", str(file)).out)["settings"]
+    assert settings["port"] == {"value": 4321, "origin": "TOKENWIRE_PORT"}
+    assert settings["drain_seconds"] == {"value": 5.0, "origin": str(file)}
+    assert settings["host"] == {"value": "127.0.0.1", "origin": "default"}
+    text = run("info").out
+    assert "TOKENWIRE_PORT" in text
+    assert "CUDA" in text
+    monkeypatch.setenv("TOKENWIRE_PORT", "no")
+    assert run("info").code == 78
+
+
+def test_info_of_a_file_that_is_no_model_is_one_line(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(b"GGUF but not really")
+    result = run("info", "--model", str(file))
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert "Traceback" not in result.err
+
+
+def test_version_names_the_build(run: Run) -> None:
+    result = run("--version")
+    assert result.code == 0
+    assert result.out.startswith(f"tokenwire {__version__} (")
+    assert "CUDA: " in result.out
+
+
+def test_wrong_usage_exits_with_2(run: Run) -> None:
+    for arguments in (["generate"], ["no-such-command"], ["generate", "x", "--seed", "-1"]):
+        assert run(*arguments).code == 2
+
+
+def test_help_of_every_command_names_its_flags(run: Run) -> None:
+    commands = {"serve": "--inference-timeout-sec", "generate": "--max-tokens", "chat": "--system", "pull": "NAME"}
+    for name, expected in {**commands, "health": "--json", "info": "--model"}.items():
+        result = run(name, "--help")
+        assert result.code == 0
+        assert expected in result.out
+    assert "78" in run("--help").out
