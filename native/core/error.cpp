@@ -22,4 +22,11 @@ const char* to_string(ErrorCode code) {
   return "INTERNAL";
 }
 
+ErrorCode error_code_from_string(const std::string& name) {
+  for (int value = 0; value <= static_cast<int>(ErrorCode::kInternal); ++value) {
+    if (name == to_string(static_cast<ErrorCode>(value))) return static_cast<ErrorCode>(value);
+  }
+  return ErrorCode::kInternal;
+}
+
 }  // namespace tw

@@ -27,6 +27,8 @@ enum class ErrorCode {
 
 // The code's name as it travels to clients, such as "MODEL_LOAD_FAILED".
 const char* to_string(ErrorCode code);
+// The code of that name; kInternal for an unknown one.
+ErrorCode error_code_from_string(const std::string& name);
 
 class Error : public std::runtime_error {
  public:

@@ -1,0 +1,1 @@
+"""Benchmarks of tokenwire: see README.md beside this file."""
