@@ -74,7 +74,7 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:
 def test_generate_writes_the_text_alone_to_stdout(run: Run, worker: Worker) -> None:
     result = run("generate", "hello", "--target", worker.target)
     assert (result.code, result.out) == (0, TEXT)
-    assert "3 tokens, first after " in result.err
+    assert "3 tokens, TTFT " in result.err
     assert result.err.endswith("100.0 tokens/s, stopped by end of answer\n")
     assert worker.requests[0].chat.messages[0] == pb.ChatMessage(role="user", content="hello")
 

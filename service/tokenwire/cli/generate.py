@@ -108,7 +108,7 @@ class TextPrinter:
         first = "-" if self._first_token_ms is None else f"{self._first_token_ms:.0f} ms"
         stop = {"eos": "end of answer", "max_tokens": "token limit", "stop_sequence": f"stop {end.stop_sequence!r}"}
         return (
-            f"{end.tokens_out} tokens, first after {first}, {self._tokens_per_second:.1f} tokens/s, "
+            f"{end.tokens_out} tokens, TTFT {first}, {self._tokens_per_second:.1f} tokens/s, "
             f"stopped by {stop.get(end.stop_reason, end.stop_reason)}"
         )
 
