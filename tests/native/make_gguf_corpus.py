@@ -1,7 +1,7 @@
 """Writes tests/native/corpus/gguf: small valid and malformed files that the fuzzer starts from and gguf_test replays.
 
-Run from the repository root: `PYTHONPATH=tests python tests/native/make_gguf_corpus.py`. A name that begins with `valid`
-is accepted, every other file is refused.
+Run from the repository root: `PYTHONPATH=tests python tests/native/make_gguf_corpus.py`. A file whose name begins with
+`valid` is accepted, every other one is refused.
 """
 
 from __future__ import annotations

@@ -214,7 +214,9 @@ def _unpack_q6_k(block: Bytes) -> Floats:
     high = block[:, 128:192].reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
     codes = np.concatenate([low & 15, low >> 4], axis=2) | high << 4
     scale = _f16(block, 208) * np.ascontiguousarray(block[:, 192:208]).view(np.int8).astype(np.float32)
-    return (scale[:, :, None] * (codes.reshape(-1, 16, 16).astype(np.float32) - 32)).reshape(-1, 256)
+    centred = codes.reshape(-1, 16, 16).astype(np.float32) - np.float32(32)
+    values: Floats = scale[:, :, None] * centred
+    return values.reshape(-1, 256)
 
 
 FORMATS = {
@@ -243,5 +245,5 @@ def quantize(name: str, values: Floats) -> bytes:
 def dequantize(name: str, data: bytes, shape: tuple[int, ...]) -> Floats:
     """The float32 values that `data` stands for, exactly; `shape` has the fastest-varying dimension last."""
     row = FORMATS[name]
-    values = row.unpack(np.frombuffer(data, np.uint8).reshape(-1, row.block_bytes))
-    return np.asarray(values, np.float32).reshape(shape)
+    values: Floats = row.unpack(np.frombuffer(data, np.uint8).reshape(-1, row.block_bytes)).reshape(shape)
+    return values
