@@ -7,6 +7,7 @@ threads encode prompts; the engine's own thread computes and is never waited for
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import os
 import signal
@@ -90,7 +91,7 @@ def run(settings: Settings) -> int:
     from tokenwire.engine.load import load_model
 
     configure_logging(settings.log_level, settings.log_format)
-    return _run_loop(serve(settings, load_model))
+    return run_loop(serve(settings, load_model))
 
 
 async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
@@ -101,6 +102,8 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
         die: ends the process at once, without cleaning up; used when a thread can no longer be joined.
     """
     log = get_logger()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     bind_context(worker_id=settings.worker_id or f"{socket.gethostname()}-{os.getpid()}")
     log.info("startup", version=__version__, model=settings.model, device=settings.device)
     signals = StopSignals(die)
@@ -123,7 +126,7 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
             await _warm(engine, model)
             state.serving = _serving(settings, engine, model)
             state.enter(Phase.READY)
-            log.info("ready", host=settings.host, port=port, startup_seconds=state.uptime_seconds)
+            log.info("ready", host=settings.host, port=port, seconds=round(loop.time() - began, 3))
 
             failure = await _until_stopped(engine, settings, signals)
             if failure is not None:
@@ -190,10 +193,13 @@ async def _load_model(
         state.load_percent = percent
         log.info("model_load_progress", percent=percent)
 
+    # The loading thread has no context of its own, and its lines should name the worker too.
+    context = contextvars.copy_context()
+
     def on_progress(percent: int) -> None:
         if abandoned.is_set():
             raise _AbandonedError
-        loop.call_soon_threadsafe(show, percent)
+        loop.call_soon_threadsafe(show, percent, context=context)
 
     log.info("model_load_start", model=settings.model)
     began = loop.time()
@@ -312,7 +318,8 @@ async def _first_of(future: asyncio.Future[T], other: Coroutine[object, object, 
         waiting.cancel()
 
 
-def _run_loop(main: Coroutine[object, object, int]) -> int:
+def run_loop(main: Coroutine[object, object, int]) -> int:
+    """Runs to the end on the fastest event loop there is."""
     try:
         import uvloop
     except ImportError:

@@ -7,7 +7,6 @@ first client's job; `hangs` stops its heartbeat then, and never stops; `bad-mode
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import threading
@@ -19,7 +18,7 @@ from tokenwire.config import Settings, load_settings
 from tokenwire.engine.fake import FakeEngine, FakeEngineError, FakeJob
 from tokenwire.errors import NoDeviceError
 from tokenwire.observe.logging import configure_logging
-from tokenwire.server import ProgressCallback, serve
+from tokenwire.server import ProgressCallback, run_loop, serve
 
 
 class Text:
@@ -92,4 +91,4 @@ def load(settings: Settings, on_progress: ProgressCallback) -> Any:
 if __name__ == "__main__":
     settings = load_settings({"model": "test.gguf", "port": 0, **json.loads(sys.argv[2])}, environ={})
     configure_logging("info", "json")
-    sys.exit(asyncio.run(serve(settings, load)))
+    sys.exit(run_loop(serve(settings, load)))

@@ -56,7 +56,7 @@ class InferenceServicer:
             spec = self._spec(serving, raw, prompt_ids, arrived, context)
             serving.engine.start(stream, spec)
             _log_start(spec)
-            ending = "DISCONNECTED"
+            ending = ""
             try:
                 async for message in stream:
                     yield message
@@ -68,6 +68,8 @@ class InferenceServicer:
                     yield convert.error_event(failure)
                     raise failure
             finally:
+                # No ending means that the call is gone: its deadline passed, or the client left.
+                ending = ending or ("INFERENCE_TIMEOUT" if _is_past_deadline(context) else "DISCONNECTED")
                 _log_end(stream, ending, time.monotonic() - arrived)
 
     async def cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
@@ -139,7 +141,7 @@ class InferenceServicer:
             TokenwireError: INFERENCE_TIMEOUT if nothing is left.
         """
         left_s = self._inference_timeout_sec - (time.monotonic() - arrived)
-        deadline_s: float | None = context.time_remaining()
+        deadline_s = _time_remaining(context)
         if deadline_s is not None:
             left_s = min(left_s, deadline_s)
         if left_s <= 0:
@@ -165,6 +167,16 @@ def add_inference(server: grpc.aio.Server, servicer: InferenceServicer) -> None:
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _time_remaining(context: Context) -> float | None:
+    """Seconds to the call's deadline; None if it has none, which the type stubs of gRPC leave out."""
+    return context.time_remaining()
+
+
+def _is_past_deadline(context: Context) -> bool:
+    left_s = _time_remaining(context)
+    return left_s is not None and left_s <= 0
 
 
 def _log_start(spec: JobSpec) -> None:
