@@ -1,0 +1,213 @@
+// The KV ledger and the scheduler, without a model: a step "computes" by doing nothing.
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <memory>
+#include <random>
+
+#include "check.h"
+#include "engine/kv_pool.h"
+
+namespace {
+
+using tw::kBlockTokens;
+using tw::KvPool;
+using tw::Scheduler;
+using tw::Sequence;
+using tw::StepPlan;
+
+// Drives a scheduler as the engine does, with a made-up next token for each sequence that reached its end.
+struct Driver {
+  Driver(int32_t blocks, int32_t rows, int32_t running) : pool(blocks, true), scheduler({rows, running}, &pool) {}
+
+  Sequence* add(int32_t prompt, int32_t max_tokens, int32_t first_token = 0, int32_t priority = 0) {
+    auto sequence = std::make_unique<Sequence>();
+    sequence->id = next_id++;
+    sequence->priority = priority;
+    for (int32_t i = 0; i < prompt; ++i) sequence->tokens.push_back(first_token + i);
+    sequence->num_prompt_tokens = prompt;
+    sequence->max_total_tokens = prompt + max_tokens;
+    scheduler.add(sequence.get());
+    all.push_back(std::move(sequence));
+    return all.back().get();
+  }
+
+  // One step; returns the number of rows.
+  int32_t step() {
+    scheduler.plan(&plan, &scheduled, &admitted);
+    const int32_t rows = plan.num_rows();
+    for (size_t i = 0; i < scheduled.size(); ++i) {
+      CHECK(scheduled[i]->num_computed == plan.slices[i].position);
+      CHECK(static_cast<int32_t>(scheduled[i]->block_table.size()) * kBlockTokens >=
+            plan.slices[i].position + plan.slices[i].num_rows);
+    }
+    scheduler.commit(plan, scheduled);
+    const std::vector<Sequence*> done = scheduled;
+    for (Sequence* sequence : done) {
+      if (sequence->num_computed != sequence->num_tokens()) continue;
+      sequence->tokens.push_back(1000000 + static_cast<int32_t>(sequence->id) * 1000 + sequence->num_tokens());
+      if (sequence->num_tokens() == sequence->max_total_tokens) {
+        scheduler.remove(sequence);
+        finished.push_back(sequence->id);
+      }
+    }
+    CHECK_EQ(scheduler.audit(), std::string());
+    return rows;
+  }
+
+  KvPool pool;
+  Scheduler scheduler;
+  StepPlan plan;
+  std::vector<Sequence*> scheduled, admitted;
+  std::vector<std::unique_ptr<Sequence>> all;
+  std::vector<uint64_t> finished;
+  uint64_t next_id = 1;
+};
+
+}  // namespace
+
+TEST(a_prompt_is_cut_to_the_row_budget) {
+  Driver driver(64, 32, 8);
+  driver.add(80, 4);
+  CHECK_EQ(driver.step(), 32);
+  CHECK_EQ(driver.step(), 32);
+  CHECK_EQ(driver.step(), 16);
+  CHECK_EQ(driver.step(), 1);
+}
+
+TEST(decoding_goes_on_beside_a_long_prompt) {
+  Driver driver(256, 32, 8);
+  Sequence* decoding = driver.add(4, 50);
+  driver.step();
+  driver.add(500, 4, 5000);
+  for (int i = 0; i < 8; ++i) {
+    const int32_t before = decoding->num_tokens();
+    CHECK_EQ(driver.step(), 32);
+    CHECK_EQ(decoding->num_tokens(), before + 1);
+  }
+}
+
+TEST(jobs_are_admitted_in_order_and_by_priority) {
+  Driver driver(8, 256, 1);
+  driver.add(16, 1, 0);
+  driver.add(16, 1, 100);
+  driver.add(16, 1, 200, 5);
+  while (driver.finished.size() < 3) driver.step();
+  CHECK_EQ(driver.finished[0], uint64_t{3});
+  CHECK_EQ(driver.finished[1], uint64_t{1});
+  CHECK_EQ(driver.finished[2], uint64_t{2});
+}
+
+TEST(the_youngest_is_preempted_and_the_oldest_never_stops) {
+  Driver driver(6, 64, 4);
+  Sequence* oldest = driver.add(30, 60, 0);
+  driver.add(30, 60, 1000);
+  driver.add(20, 60, 2000);
+  int steps = 0;
+  int32_t length = 0;
+  while (driver.finished.empty() && ++steps < 1000) {
+    driver.step();
+    if (steps > 2 && driver.finished.empty()) CHECK(oldest->num_tokens() > length);
+    length = oldest->num_tokens();
+  }
+  CHECK_EQ(driver.finished[0], uint64_t{1});
+  CHECK(driver.scheduler.num_preemptions() > 0);
+  while (driver.finished.size() < 3 && ++steps < 1000) driver.step();
+  CHECK_EQ(driver.finished.size(), size_t{3});
+}
+
+TEST(what_can_never_fit_is_known_at_once) {
+  Driver driver(4, 64, 4);
+  CHECK(driver.scheduler.can_ever_fit(4 * kBlockTokens));
+  CHECK(!driver.scheduler.can_ever_fit(4 * kBlockTokens + 1));
+}
+
+TEST(a_shared_prefix_is_found_and_the_last_token_is_computed_anew) {
+  Driver driver(64, 256, 8);
+  driver.add(64, 2, 0);
+  driver.step();
+  driver.step();
+  Sequence* second = driver.add(64, 2, 0);
+  driver.step();
+  CHECK_EQ(second->num_cached_tokens, 3 * kBlockTokens);
+}
+
+TEST(another_salt_shares_nothing) {
+  Driver driver(64, 256, 8);
+  driver.add(64, 2, 0);
+  driver.step();
+  driver.step();
+  Sequence* second = driver.add(64, 2, 0);
+  second->cache_salt = "tenant";
+  driver.step();
+  CHECK_EQ(second->num_cached_tokens, 0);
+}
+
+TEST(equal_hashes_do_not_share_without_equal_tokens) {
+  KvPool pool(4, true);
+  std::vector<int32_t> tokens(kBlockTokens, 7);
+  const int32_t block = pool.allocate();
+  const KvPool::Hash root = KvPool::root_hash("");
+  pool.publish(block, "", root, tokens.data());
+  CHECK_EQ(pool.acquire_prefix("", tokens.data(), kBlockTokens).size(), size_t{1});
+  tokens[3] = 8;
+  CHECK_EQ(pool.acquire_prefix("", tokens.data(), kBlockTokens).size(), size_t{0});
+}
+
+TEST(cached_blocks_are_given_up_least_recently_used_first) {
+  KvPool pool(3, true);
+  std::vector<std::vector<int32_t>> prompts;
+  for (int32_t i = 0; i < 3; ++i) {
+    prompts.emplace_back(kBlockTokens, i);
+    const int32_t block = pool.allocate();
+    pool.publish(block, "", KvPool::root_hash(""), prompts.back().data());
+    pool.release(block);
+  }
+  CHECK_EQ(pool.num_cached(), 3);
+  for (const int32_t block : pool.acquire_prefix("", prompts[0].data(), kBlockTokens)) pool.release(block);
+  pool.allocate();
+  CHECK_EQ(pool.acquire_prefix("", prompts[1].data(), kBlockTokens).size(), size_t{0});
+  CHECK_EQ(pool.acquire_prefix("", prompts[0].data(), kBlockTokens).size(), size_t{1});
+}
+
+TEST(a_paused_sequence_keeps_its_blocks_and_computes_nothing) {
+  Driver driver(64, 64, 8);
+  Sequence* slow = driver.add(20, 20);
+  driver.step();
+  slow->paused = true;
+  CHECK_EQ(driver.step(), 0);
+  CHECK(!slow->block_table.empty());
+  CHECK(!driver.scheduler.has_work());
+  slow->paused = false;
+  CHECK_EQ(driver.step(), 1);
+}
+
+TEST(random_loads_with_cancels_balance_the_ledger) {
+  for (uint32_t seed = 0; seed < 60; ++seed) {
+    std::mt19937 random(seed);
+    const auto below = [&](uint32_t n) { return static_cast<int32_t>(random() % n); };
+    Driver driver(6 + below(40), 16 + below(64), 1 + below(12));
+    for (int step = 0; step < 400; ++step) {
+      if (below(3) == 0) {
+        const int32_t prompt = 1 + below(60);
+        const int32_t output = 1 + below(30);
+        if (driver.scheduler.can_ever_fit(prompt + output)) driver.add(prompt, output, 1000 * below(3));
+      }
+      driver.step();
+      if (below(5) == 0 && !driver.all.empty()) {
+        Sequence* victim = driver.all[static_cast<size_t>(below(static_cast<uint32_t>(driver.all.size())))].get();
+        const auto& done = driver.finished;
+        if (std::find(done.begin(), done.end(), victim->id) == done.end()) {
+          driver.scheduler.remove(victim);
+          driver.finished.push_back(victim->id);
+          CHECK_EQ(driver.scheduler.audit(), std::string());
+        }
+      }
+    }
+    for (int step = 0; step < 20000 && driver.finished.size() < driver.all.size(); ++step) driver.step();
+    CHECK_EQ(driver.finished.size(), driver.all.size());
+    CHECK_EQ(driver.pool.num_used(), 0);
+    driver.pool.clear_cache();
+    CHECK_EQ(driver.pool.num_free(), driver.pool.num_total());
+  }
+}
