@@ -10,7 +10,8 @@ from tokenwire.text.errors import ChatTemplateError, TokenizerError, Unsupported
 from tokenwire.text.gguf_bpe import load_gguf_bpe
 from tokenwire.text.hf_json import load_hf_json
 from tokenwire.text.metadata import Metadata, get_str
-from tokenwire.text.tokenizer import Tokenizer
+from tokenwire.text.pre_tokenizers import PRE_TOKENIZERS
+from tokenwire.text.tokenizer import Tokenizer, TokenizerKind
 
 
 def load_tokenizer(metadata: Metadata, tokenizer_json: Path | None = None) -> Tokenizer:
@@ -30,6 +31,25 @@ def load_tokenizer(metadata: Metadata, tokenizer_json: Path | None = None) -> To
     if model == "llama":
         raise UnsupportedTokenizerError("tokenizer_model", "SentencePiece tokenizers (gguf-spm) are not supported")
     raise UnsupportedTokenizerError("tokenizer_model", f"tokenizer model {model[:64]!r} is not supported; known: gpt2")
+
+
+def find_tokenizer_json(metadata: Metadata, model_path: Path) -> Path | None:
+    """The tokenizer.json beside a model file whose own tokenizer is missing or unsupported; None otherwise."""
+    beside = model_path.with_name("tokenizer.json")
+    own = (
+        get_str(metadata, "tokenizer.ggml.model") == "gpt2"
+        and (get_str(metadata, "tokenizer.ggml.pre") or "default") in PRE_TOKENIZERS
+    )
+    return beside if not own and beside.is_file() else None
+
+
+def load_text(metadata: Metadata, model_path: Path) -> TextPipeline:
+    """The pipeline of a model file; a tokenizer.json beside it is used where its own tokenizer cannot be.
+
+    Raises:
+        TokenizerError: the tokenizer is missing, malformed or (UnsupportedTokenizerError) unsupported.
+    """
+    return TextPipeline.from_metadata(metadata, find_tokenizer_json(metadata, model_path))
 
 
 class TextPipeline:
@@ -69,6 +89,23 @@ class TextPipeline:
         """
         tokenizer = load_tokenizer(metadata, tokenizer_json)
         return cls(tokenizer, get_str(metadata, "tokenizer.chat_template"))
+
+    @property
+    def kind(self) -> TokenizerKind:
+        return self.tokenizer.kind
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """End-of-generation tokens, ascending."""
+        return self.tokenizer.stop_token_ids
+
+    def vocabulary(self) -> list[bytes]:
+        """The bytes that each id stands for in text; empty for control tokens."""
+        return self.tokenizer.vocabulary()
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a prompt; markers in it are plain text. Begins with BOS where the model asks for it.

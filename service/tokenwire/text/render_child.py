@@ -31,6 +31,7 @@ import jinja2.debug  # noqa: E402
 import jinja2.exceptions  # noqa: E402
 import jinja2.ext  # noqa: E402
 import jinja2.nodes  # noqa: E402
+import jinja2.parser  # noqa: E402
 import jinja2.sandbox  # noqa: E402
 
 
@@ -61,10 +62,25 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def make_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
+class GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's words for training; here it is only its content."""
+
+    tags = {"generation"}  # noqa: RUF012  (the type that Jinja declares)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, except that reaching for what it hides is an error at once, not an empty string."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise jinja2.exceptions.SecurityError(f"access to {attribute!r}")
+
+
+def make_environment() -> Environment:
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationTag])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

@@ -93,9 +93,13 @@ class TemplateRenderer:
             "cpu_seconds": CPU_SECONDS,
             "max_output_chars": MAX_OUTPUT_CHARS,
         }
-        constants = self._ask(setup).get("constants")
-        if not isinstance(constants, list):
-            raise ChatTemplateError("template_failed", "the template process sent an unexpected answer")
+        try:
+            constants = self._ask(setup).get("constants")
+            if not isinstance(constants, list):
+                raise ChatTemplateError("template_failed", "the template process sent an unexpected answer")
+        except BaseException:
+            self._kill()
+            raise
         return constants
 
     def _ask(self, message: Mapping[str, object]) -> dict[str, object]:

@@ -88,8 +88,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 _BYTES_AS_LATIN1 = str.maketrans(
     # Latin-1 characters outside the alphabet must not pass as bytes; U+0100 makes the encoding fail.
-    dict.fromkeys(map(chr, range(0x80, 0x100)), "\u0100")
-    | {char: chr(byte) for char, byte in _byte_alphabet().items()}
+    dict.fromkeys(map(chr, range(0x80, 0x100)), "\u0100") | {char: chr(byte) for char, byte in _byte_alphabet().items()}
 )
 
 
