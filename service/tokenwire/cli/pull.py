@@ -25,12 +25,20 @@ def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help=NAME_HELP, show_default=False)],
 ) -> None:
     """Fetch a model into the cache and verify it; the file's path is the last line of stdout."""
+    console = stderr_console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    # On stderr, and only on a terminal: a log gets no bar.
-    with Progress(*columns, TimeRemainingColumn(), console=stderr_console(), transient=True) as bar:
+    # A log gets a line instead of a bar.
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(f"pulling {name}", total=None, visible=False)
+        announced = console.is_terminal
 
         def show(done: int, total: int | None) -> None:
+            nonlocal announced
+            if not announced:
+                announced = True
+                note(f"pulling {name}" + (f" ({total / 1e6:.0f} MB)" if total else ""))
             bar.update(task, completed=done, total=total, visible=True)
 
         try:
