@@ -9,9 +9,11 @@
 namespace tw {
 namespace {
 
-// About 50 µs of spinning, then a few yields, then sleep. A decode step has gaps of 1–20 µs between bodies.
-constexpr int kSpins = 4000;
-constexpr int kYields = 20;
+// Tens of microseconds of spinning, then sleep: the gaps between the rounds of a step are shorter.
+constexpr int kSpins = 2000;
+
+constexpr uint64_t kOpen = uint64_t{1} << 16;
+constexpr uint64_t kActiveMask = kOpen - 1;
 
 void pause_cpu() {
 #if defined(__x86_64__)
@@ -37,7 +39,7 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads < 1 ? 1 : num
 }
 
 ThreadPool::~ThreadPool() {
-  stopping_ = true;
+  stopping_.store(true, std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_seq_cst);
   futex_wake_all(&round_);
   for (std::thread& thread : threads_) thread.join();
@@ -45,14 +47,17 @@ ThreadPool::~ThreadPool() {
 
 // The order "raise round_, then look at sleeping_" here and "raise sleeping_, then look at round_" in work() means that
 // at least one side sees the other; both are sequentially consistent for that.
-void ThreadPool::dispatch(Entry entry, const void* context) {
+void ThreadPool::run(Entry entry, const void* context) {
   entry_ = entry;
   context_ = context;
-  running_.store(num_threads_ - 1, std::memory_order_relaxed);
-  round_.fetch_add(1, std::memory_order_seq_cst);
+  next_item_.store(0, std::memory_order_relaxed);
+  const uint32_t round = round_.load(std::memory_order_relaxed) + 1;
+  state_.store(uint64_t{round} << 32 | kOpen, std::memory_order_release);
+  round_.store(round, std::memory_order_seq_cst);
   if (sleeping_.load(std::memory_order_seq_cst) != 0) futex_wake_all(&round_);
   entry(context, 0);
-  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
+  state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  for (int spins = 0; (state_.load(std::memory_order_acquire) & kActiveMask) != 0; ++spins) {
     if (spins < kSpins) {
       pause_cpu();
     } else {
@@ -61,25 +66,35 @@ void ThreadPool::dispatch(Entry entry, const void* context) {
   }
 }
 
+bool ThreadPool::join_round(uint32_t round) {
+  uint64_t state = state_.load(std::memory_order_acquire);
+  while (state >> 32 == round && (state & kOpen) != 0) {
+    if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+      return true;
+    }
+  }
+  return false;
+}
+
 void ThreadPool::work(int thread) {
   uint32_t seen = 0;
   for (;;) {
     int spins = 0;
-    while (round_.load(std::memory_order_acquire) == seen) {
+    uint32_t round;
+    while ((round = round_.load(std::memory_order_acquire)) == seen) {
       if (++spins < kSpins) {
         pause_cpu();
-      } else if (spins < kSpins + kYields) {
-        std::this_thread::yield();
-      } else {
-        sleeping_.fetch_add(1, std::memory_order_seq_cst);
-        if (round_.load(std::memory_order_seq_cst) == seen) futex_wait(&round_, seen);
-        sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+        continue;
       }
+      sleeping_.fetch_add(1, std::memory_order_seq_cst);
+      if (round_.load(std::memory_order_seq_cst) == seen) futex_wait(&round_, seen);
+      sleeping_.fetch_sub(1, std::memory_order_seq_cst);
     }
-    ++seen;
-    if (stopping_) return;
+    seen = round;
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    if (!join_round(round)) continue;
     entry_(context_, thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    state_.fetch_sub(1, std::memory_order_release);
   }
 }
 

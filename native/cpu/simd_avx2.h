@@ -46,7 +46,7 @@ inline F32x16 abs(F32x16 a) {
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
 }
 
-// Lanes [0, n) of `a`, `other` in the rest.
+// Lanes [0, n) of `a`, `other` in the rest; n may be negative or beyond 16.
 inline F32x16 first_lanes(F32x16 a, int n, float other) {
   const __m256i count = _mm256_set1_epi32(n);
   const __m256 keep_lo = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));

@@ -35,9 +35,9 @@ inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 
-// Lanes [0, n) of `a`, `other` in the rest.
+// Lanes [0, n) of `a`, `other` in the rest; n may be negative or beyond 16.
 inline F32x16 first_lanes(F32x16 a, int n, float other) {
-  const auto mask = static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1);
+  const auto mask = static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1);
   return {_mm512_mask_blend_ps(mask, _mm512_set1_ps(other), a.v)};
 }
 

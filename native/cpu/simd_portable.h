@@ -71,7 +71,7 @@ inline F32x16 abs(F32x16 a) {
   return a;
 }
 
-// Lanes [0, n) of `a`, `other` in the rest.
+// Lanes [0, n) of `a`, `other` in the rest; n may be negative or beyond 16.
 inline F32x16 first_lanes(F32x16 a, int n, float other) {
   for (int i = n < 0 ? 0 : n; i < 16; ++i) a.v[i] = other;
   return a;
