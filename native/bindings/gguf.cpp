@@ -95,9 +95,14 @@ std::shared_ptr<File> open_file(const py::str& path) {
   return std::make_shared<File>(native_path);
 }
 
+// Values are decoded from the mapped file, so what was decoded counts only if the file is still the one that was
+// checked.
 py::object get(const File& file, std::string_view key) {
   const Value* value = file.metadata().find_value(key);
-  return value == nullptr ? py::none() : to_python(*value);
+  if (value == nullptr) return py::none();
+  py::object result = to_python(*value);
+  file.check_unchanged();
+  return result;
 }
 
 py::object get_bytes(const File& file, std::string_view key) {
@@ -106,7 +111,9 @@ py::object get_bytes(const File& file, std::string_view key) {
   if (value->type != ValueType::kArray || value->element_type != ValueType::kString) {
     file.metadata().fail(key, "is not an array of strings");
   }
-  return strings(*value, [](std::string_view text) -> py::object { return to_bytes(text); });
+  py::list result = strings(*value, [](std::string_view text) -> py::object { return to_bytes(text); });
+  file.check_unchanged();
+  return result;
 }
 
 py::list keys(const File& file) {
