@@ -39,7 +39,9 @@ class Settings(BaseModel):
     model_name: str = Field(
         "", max_length=128, pattern=r"^[A-Za-z0-9._:/-]*$", description="name reported to clients; default: the file's"
     )
-    tokenizer_json: str = Field("", description="tokenizer.json to use; default: the tokenizer in the model file")
+    tokenizer_json: str = Field(
+        "", description="tokenizer.json to use; default: the model file's own, else the one beside it"
+    )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="where to compute: auto, cpu, cuda or cuda:N"
     )

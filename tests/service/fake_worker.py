@@ -2,7 +2,7 @@
 
 Scenarios: `eager` finishes every job at once; `held` never ends one by itself; `dies` reports a dead engine at the
 first client's job; `hangs` stops its heartbeat then, and never stops; `bad-model`, `no-device` fail the load;
-`slow-load` loads until told to stop.
+`slow-load` loads until told to stop; `real` loads the model of the flags with the compiled engine.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class ScenarioEngine(FakeEngine):
 
 def load(settings: Settings, on_progress: ProgressCallback) -> Any:
     scenario = sys.argv[1]
+    if scenario == "real":
+        from tokenwire.engine.load import load_model
+
+        return load_model(settings, on_progress)
     if scenario == "bad-model":
         raise FakeEngineError("MODEL_LOAD_FAILED", "tensor 3: offset past\nthe end of the file")
     if scenario == "no-device":

@@ -193,6 +193,32 @@ async def test_a_worker_that_cannot_load_says_why_in_one_line(start: Any, scenar
     assert "\n" not in errors[0]["message"]
 
 
+@pytest.mark.parametrize(
+    ("content", "flags", "status", "code"),
+    [
+        (b"", {}, 1, "MODEL_LOAD_FAILED"),
+        (b"PK\x03\x04 not a model", {}, 1, "MODEL_LOAD_FAILED"),
+        (b"GGUF" + b"\xff" * 60, {}, 1, "UNSUPPORTED_MODEL"),
+        (b"GGUF\x03\x00\x00\x00" + b"\xff" * 60, {}, 1, "MODEL_LOAD_FAILED"),
+        (None, {}, 1, "MODEL_LOAD_FAILED"),
+        (b"", {"device": "cuda:0"}, 69, "NO_DEVICE"),
+    ],
+    ids=["empty", "zip", "version", "counts", "absent", "no-cuda"],
+)
+async def test_what_cannot_be_loaded_is_one_clear_line(
+    start: Any, tmp_path: Path, content: bytes | None, flags: dict[str, object], status: int, code: str
+) -> None:
+    file = tmp_path / "model.gguf"
+    if content is not None:
+        file.write_bytes(content)
+    worker = await start("real", model=str(file), **flags)
+    assert await worker.exit_status() == status
+    errors = [line for line in worker.lines if line["level"] == "error"]
+    assert [line["code"] for line in errors] == [code]
+    assert errors[0]["message"]
+    assert "\n" not in errors[0]["message"]
+
+
 async def test_a_port_in_use_is_status_71(start: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -11,7 +11,7 @@ from tokenwire.config import Settings
 from tokenwire.engine.native import NativeEngine
 from tokenwire.errors import NoDeviceError, TokenwireError
 from tokenwire.models import resolve
-from tokenwire.text import TextPipeline
+from tokenwire.text import TextPipeline, load_text
 
 MIB = 2**20
 
@@ -57,11 +57,13 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
         raise NoDeviceError(f"device {settings.cuda_device} is not usable: {_native.cuda_status()}")
     path = resolve(settings.model)
     file = _native.GgufFile(str(path))
-    text = TextPipeline.from_metadata(file, Path(settings.tokenizer_json) if settings.tokenizer_json else None)
+    if settings.tokenizer_json:
+        text = TextPipeline.from_metadata(file, Path(settings.tokenizer_json))
+    else:
+        text = load_text(file, path)
     try:
-        tokenizer = text.tokenizer
-        vocabulary = tokenizer.vocabulary()
-        engine = _native.Engine(file, vocabulary, tokenizer.stop_token_ids, engine_options(settings), on_progress)
+        vocabulary = text.vocabulary()
+        engine = _native.Engine(file, vocabulary, text.stop_token_ids, engine_options(settings), on_progress)
         info = engine.model_info
         if info.vocab_size != len(vocabulary):
             message = f"the tokenizer has {len(vocabulary)} entries, the model {info.vocab_size}"
@@ -78,7 +80,7 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
         name=settings.model_name or info.name or path.stem,
         architecture=info.architecture,
         quant_kind=info.quant_kind,
-        tokenizer_kind=tokenizer.kind,
+        tokenizer_kind=text.kind,
         vocab_size=info.vocab_size,
         context_length=context_length,
         max_token_bytes=max(map(len, vocabulary), default=1),

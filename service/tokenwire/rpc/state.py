@@ -88,6 +88,10 @@ class WorkerState:
         self._watchers.add(changed)
         return changed
 
+    @property
+    def num_watchers(self) -> int:
+        return len(self._watchers)
+
     def unwatch(self, changed: asyncio.Event) -> None:
         self._watchers.discard(changed)
 
