@@ -97,14 +97,17 @@ def print_rpc_error(error: TokenwireRpcError, target: str) -> None:
     details = [f"{violation.field}: {violation.description}" for violation in error.violations]
     if error.correlation_id:
         details.append(f"correlation id {error.correlation_id}")
-    print_error(f"{error.code}: {error.message}", _remedy(error, target), details)
+    # Without a correlation id no worker has spoken, and gRPC's own text is long and says less.
+    unreached = error.code == "UNAVAILABLE" and error.correlation_id is None
+    message = f"no worker answers at {target}" if unreached else error.message
+    print_error(f"{error.code}: {message}", _remedy(error, unreached), details)
 
 
-def _remedy(error: TokenwireRpcError, target: str) -> str:
+def _remedy(error: TokenwireRpcError, unreached: bool) -> str:
+    if unreached:
+        return "start one with `tokenwire serve --model smollm2`, or name another with --target"
     if error.retry_after_s is not None:
         return f"try again in {error.retry_after_s:g} s"
-    if error.code == "UNAVAILABLE":
-        return f"is a worker listening at {target}? start one with `tokenwire serve --model smollm2`"
     if error.code == "CONTEXT_LENGTH_EXCEEDED":
         return "shorten the prompt, or lower --max-tokens"
     return "try again" if error.retriable else ""
