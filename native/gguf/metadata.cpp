@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <numeric>
 #include <type_traits>
@@ -74,11 +75,18 @@ std::vector<T> checked_array(const Metadata& metadata, std::string_view key, con
   return result;
 }
 
+std::string number_text(uint32_t value) { return std::to_string(value); }
+
+std::string number_text(float value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", static_cast<double>(value));
+  return text;
+}
+
 template <class T>
 T checked_range(const Metadata& metadata, std::string_view key, T value, T min, T max) {
   if (value < min || value > max) {
-    metadata.fail(key,
-                  "is " + std::to_string(value) + ", outside " + std::to_string(min) + " to " + std::to_string(max));
+    metadata.fail(key, "is " + number_text(value) + ", outside " + number_text(min) + " to " + number_text(max));
   }
   return value;
 }

@@ -220,7 +220,8 @@ TEST(ranges_are_inclusive_and_named) {
   CHECK_EQ(*file.metadata().find_f32("f", 0, 2.5f), 2.5f);
   CHECK(!file.metadata().find_u32("absent", 1, 2).has_value());
   CHECK_THROWS(ErrorCode::kModelLoadFailed, "key `u` is 7, outside 8 to 9", file.metadata().get_u32("u", 8, 9));
-  CHECK_THROWS(ErrorCode::kModelLoadFailed, "outside", file.metadata().get_f32("f", 0, 2));
+  CHECK_THROWS(ErrorCode::kModelLoadFailed, "key `f` is 2.5, outside 1e-12 to 2",
+               file.metadata().get_f32("f", 1e-12f, 2));
 }
 
 TEST(arrays_are_checked_for_type_and_count) {
