@@ -1,6 +1,8 @@
 // The model file reader: corpus, properties over random headers, typed access, and files that change while mapped.
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -312,6 +314,35 @@ TEST(a_file_shortened_while_mapped_fails_the_load_and_not_the_process) {
   CHECK(sum(file.tensor("w")) < whole);
   CHECK_THROWS(ErrorCode::kModelLoadFailed, "the file changed, or could not be read, while it was loaded",
                file.check_unchanged());
+}
+
+TEST(a_fault_outside_model_files_still_ends_the_process) {
+  const TemporaryFile disk(file_of_sevens(1000).data());
+  const File file(disk.path());  // installs the handler
+  const TemporaryFile other(std::vector<uint8_t>(8192, 1));
+  const int fd = open(other.path().c_str(), O_RDONLY);
+  const auto* bytes = static_cast<const volatile uint8_t*>(mmap(nullptr, 8192, PROT_READ, MAP_PRIVATE, fd, 0));
+  CHECK_EQ(truncate(other.path().c_str(), 0), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    close(STDERR_FILENO);  // a sanitizer's report of the fault we want
+    _exit(bytes[4096] == 1 ? 0 : 0);
+  }
+  int status = 0;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK(WIFSIGNALED(status) || WEXITSTATUS(status) != 0);
+  close(fd);
+}
+
+TEST(too_many_open_files_are_an_error_and_closing_makes_room) {
+  const TemporaryFile disk(file_of_sevens(8).data());
+  std::vector<File> files;
+  const auto open_one_more = [&] { files.emplace_back(disk.path()); };
+  for (int i = 0; i < 256; ++i) open_one_more();
+  CHECK_THROWS(ErrorCode::kModelLoadFailed, "more than 256 model files are open at once", open_one_more());
+  files.pop_back();
+  open_one_more();
+  files.back().check_unchanged();
 }
 
 TEST(a_file_rewritten_while_mapped_fails_the_load) {
