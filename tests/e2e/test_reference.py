@@ -1,4 +1,4 @@
-"""The engine against Hugging Face transformers: teacher-forced, float32, the same file (tests/golden/make_reference.py).
+"""The engine against Hugging Face transformers: teacher-forced, float32, the same file (golden/make_reference.py).
 
 Both read the same 25 texts; at each position the engine's distribution of the next token is compared with the
 reference's. Bounds: the same most probable token at 97 % of the positions, a mean difference of log-probabilities of at

@@ -581,3 +581,11 @@ def test_hub_files_are_found_verified_and_missed(
     with pytest.raises(ModelSourceError) as caught:
         models.pull(f"hf:org/repo@v1::file=d/m.gguf#sha256={'0' * 64}")
     assert check_of(caught) == "MODEL_CHECKSUM_MISMATCH"
+
+
+def test_the_documentation_names_every_model() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
+    for row in MANIFEST.values():
+        assert f"| `{row.name}` |" in page
+        assert f"{row.size:,} bytes" in page
+        assert row.source in page

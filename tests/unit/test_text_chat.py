@@ -1,5 +1,6 @@
 """Chat templates: what the sandbox must hold, and whose text may become a control token."""
 
+import gc
 import os
 import resource
 import time
@@ -224,8 +225,7 @@ def test_long_conversations_are_rendered(tokenizer: Tokenizer) -> None:
 
 def test_the_rendering_process_can_open_nothing_and_ends_with_its_parent(tokenizer: Tokenizer) -> None:
     renderer = TemplateRenderer("{{ messages }}")
-    process = renderer._process
-    assert process is not None
+    (process,) = renderer._processes
     limits = Path(f"/proc/{process.pid}/limits").read_text("utf-8")
     values = {line[:25].strip(): line[25:].split() for line in limits.splitlines()}
     assert values["Max open files"][:2] == ["3", "3"]
@@ -254,10 +254,17 @@ ALLOWED_ENVIRONMENT = {
 
 def test_a_killed_rendering_process_is_replaced(tokenizer: Tokenizer) -> None:
     with template(CHATML, tokenizer) as chat:
-        process = chat._renderer._process
-        assert process is not None
+        (process,) = chat._renderer._processes
         os.kill(process.pid, 9)
         process.wait()
         with pytest.raises(ChatTemplateError):
             chat.render([("user", "x")])
         assert chat.render([("user", "x")]).ids
+
+
+def test_a_renderer_that_nobody_closed_ends_its_process() -> None:
+    renderer = TemplateRenderer("x")
+    (process,) = renderer._processes
+    del renderer
+    gc.collect()
+    assert process.returncode is not None

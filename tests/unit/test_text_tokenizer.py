@@ -380,3 +380,9 @@ def test_an_oversized_tokenizer_json_is_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError) as caught:
         load_tokenizer(FakeFile(), path)
     assert caught.value.check == "too_large"
+
+
+def test_the_documentation_names_every_pre_tokenizer() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
+    paragraph = page.split("Pre-tokenizers:")[1].split(". Regular")[0]
+    assert {name.strip("`\n ") for name in paragraph.split(",")} == set(PRE_TOKENIZERS)

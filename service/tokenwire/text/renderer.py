@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +45,9 @@ class TemplateRenderer:
             raise ChatTemplateError("template_too_long", message)
         self._template = template
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        # At most one. The list outlives this object, so that a renderer that nobody closed still ends its process.
+        self._processes: list[subprocess.Popen[bytes]] = []
+        weakref.finalize(self, _end, self._processes)
         self._closed = False
         self.constants: list[str] = []
         with self._lock:
@@ -59,7 +62,7 @@ class TemplateRenderer:
         with self._lock:
             if self._closed:
                 raise ChatTemplateError("template_closed", "the chat template was closed")
-            if self._process is None:
+            if not self._processes:
                 self._start()
             texts = self._ask({"variables": list(variables)}).get("texts")
         if not isinstance(texts, list):
@@ -76,7 +79,7 @@ class TemplateRenderer:
         try:
             # No environment beyond what finds the interpreter's libraries: the template's process needs no secret.
             kept = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "HOME", "TZ", "LANG")
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, str(_CHILD)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -85,6 +88,7 @@ class TemplateRenderer:
                 env={name: os.environ[name] for name in kept if name in os.environ},
                 bufsize=0,
             )
+            self._processes.append(process)
         except OSError as error:
             raise ChatTemplateError("template_process", "the template process cannot be started") from error
         setup = {
@@ -149,15 +153,17 @@ class TemplateRenderer:
         return b"".join(chunks)
 
     def _fd(self, name: str) -> int:
-        stream = getattr(self._process, name, None)
-        if stream is None:
+        if not self._processes:
             raise EOFError
-        return int(stream.fileno())
+        return int(getattr(self._processes[0], name).fileno())
 
     def _kill(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
+        _end(self._processes)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    while processes:
+        process = processes.pop()
         process.kill()
         process.wait()
         for stream in (process.stdin, process.stdout):
