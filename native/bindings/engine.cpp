@@ -210,7 +210,16 @@ void bind_runner(py::module_& module) {
             return to_bytes(logits);
           },
           py::arg("sequences"), py::arg("token_ids"))
-      .def("reset", &Runner::reset);
+      .def("reset", &Runner::reset)
+      .def("profile",
+           [](const Runner& self) {
+             py::dict operations;
+             for (const auto& [name, entry] : self.profile()) {
+               operations[name.c_str()] = py::make_tuple(entry.num_calls, entry.seconds, entry.bytes);
+             }
+             return operations;
+           })
+      .def("reset_profile", &Runner::reset_profile);
 }
 
 }  // namespace tw::bindings

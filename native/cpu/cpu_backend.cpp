@@ -35,7 +35,7 @@ struct ActivationBuffer {
     values = AlignedBuffer(count * sizeof(float), "activations");
     planes = AlignedBuffer(2 * count, "activations");
     scales = AlignedBuffer(blocks * sizeof(float), "activations");
-    code_sums = AlignedBuffer(blocks * sizeof(int32_t), "activations");
+    code_sums = AlignedBuffer(2 * blocks * sizeof(int32_t), "activations");
     sums = AlignedBuffer(blocks * sizeof(float), "activations");
     view = {num_cols,           values.as<float>(),       planes.as<int8_t>(),
             scales.as<float>(), code_sums.as<int32_t>(), sums.as<float>()};
@@ -124,7 +124,7 @@ class CpuBackend final : public Backend {
   StepLimits limits_;
   int64_t qkv_size_ = 0;
   AlignedBuffer kv_;
-  int64_t kv_layer_stride_ = 0;  // values
+  int64_t kv_layer_values_ = 0;  // of one block in one layer
 
   const StepPlan* plan_ = nullptr;
   std::vector<int32_t> slice_of_row_;
@@ -161,9 +161,9 @@ void CpuBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   logits_ = AlignedBuffer(floats(int64_t{limits.max_logit_rows} * shape.vocab_size), "logits");
   slice_of_row_.resize(static_cast<size_t>(rows));
 
-  const int64_t block_values = int64_t{2} * shape.num_kv_heads * shape.head_dim * kBlockTokens;
-  kv_layer_stride_ = block_values * limits.num_kv_blocks;
-  kv_ = AlignedBuffer(static_cast<size_t>(kv_layer_stride_ * shape.num_layers) * sizeof(uint16_t), "the KV pool");
+  kv_layer_values_ = int64_t{2} * shape.num_kv_heads * shape.head_dim * kBlockTokens;
+  kv_ = AlignedBuffer(static_cast<size_t>(kv_layer_values_ * shape.num_layers * limits.num_kv_blocks) * sizeof(uint16_t),
+                      "the KV pool");
 
   int64_t widest = std::max<int64_t>(attention_size, shape.ffn_size);
   widest = std::max<int64_t>(widest, shape.hidden_size);
@@ -231,9 +231,10 @@ void CpuBackend::project_qkv(VectorHandle gain, MatrixHandle qkv) {
   run_matmul(matrix(qkv), normed_.view, plan_->num_rows(), qkv_.as<float>(), qkv_size_, Epilogue::kStore);
 }
 
+// A block's layers lie side by side: a few tokens touch little memory, and a block is one piece to copy.
 KvLayer CpuBackend::kv_layer(int32_t layer) {
-  return {kv_.as<uint16_t>() + layer * kv_layer_stride_,
-          int64_t{2} * shape_.num_kv_heads * shape_.head_dim * kBlockTokens, shape_.num_kv_heads, shape_.head_dim};
+  return {kv_.as<uint16_t>() + layer * kv_layer_values_, kv_layer_values_ * shape_.num_layers, shape_.num_kv_heads,
+          shape_.head_dim};
 }
 
 void CpuBackend::rope_append(int32_t layer) {

@@ -10,7 +10,7 @@
 namespace tw {
 
 Runner::Runner(const gguf::File& file, const EngineOptions& options)
-    : backend_(cpu::make_cpu_backend(options.num_threads)),
+    : backend_(std::make_unique<ProfilingBackend>(cpu::make_cpu_backend(options.num_threads))),
       model_(load_model(file, backend_.get(), options.max_context_tokens, [](int) {})),
       max_rows_(options.max_batch_tokens > 0 ? options.max_batch_tokens : 256) {
   StepLimits limits;

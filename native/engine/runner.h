@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/profiling_backend.h"
 
 namespace tw {
 
@@ -22,6 +23,10 @@ class Runner {
   std::vector<float> forward_batch(const std::vector<int32_t>& sequences, const std::vector<int32_t>& ids);
   void reset();
 
+  // Time and bytes of each operation since the last reset_profile().
+  const std::map<std::string, OpProfile>& profile() const { return backend_->profile(); }
+  void reset_profile() { backend_->reset_profile(); }
+
  private:
   struct State {
     int32_t num_tokens = 0;
@@ -31,7 +36,7 @@ class Runner {
   void append(int32_t sequence, const int32_t* ids, int32_t count);
   void run(std::vector<float>* logits);
 
-  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<ProfilingBackend> backend_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvPool> pool_;
   int32_t max_rows_ = 0;

@@ -257,3 +257,6 @@ class Runner:
         """Appends one token to each sequence in one step; returns float32 logits, `[len(sequences), vocab_size]`."""
     def reset(self) -> None:
         """Forgets every sequence."""
+    def profile(self) -> dict[str, tuple[int, float, int]]:
+        """For each operation since the last `reset_profile`: calls, seconds, bytes of weights and KV it had to read."""
+    def reset_profile(self) -> None: ...
