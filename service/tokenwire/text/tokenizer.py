@@ -151,7 +151,8 @@ class Tokenizer:
             InvalidTextError: a lone surrogate.
         """
         check_unicode(text)
-        return self._backend.encode(text, add_special_tokens=False).ids
+        # The library's path that keeps no offsets: less memory, and up to twice as fast on long texts.
+        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def split_control(self, text: str) -> list[str | int]:
         """Cuts text at the control tokens that it spells: ids stand for those, strings for what lies between."""
