@@ -9,15 +9,15 @@
 namespace tw::cpu {
 
 // Rows of activations as a projection reads them. Quantised rows are split in blocks of kBlock values with one scale
-// each: value ≈ scale · (256 · high + low), a 16-bit integer in two signed bytes, so that products with weight codes are
-// exact integers and the rounding (1/65024 of the block's largest value) is far below that of the weights.
+// each: value ≈ scale · (256 · high + low), a 16-bit integer in two signed bytes, so that products with weight codes
+// are exact integers and the rounding (1/65024 of the block's largest value) is far below that of the weights.
 struct Activations {
   int64_t num_cols = 0;
-  float* values = nullptr;      // [rows, num_cols]
-  int8_t* planes = nullptr;     // [rows, num_cols / kBlock, 2, kBlock]: high bytes, low bytes
-  float* scales = nullptr;      // [rows, num_cols / kBlock]
-  int32_t* code_sums = nullptr; // [rows, num_cols / kBlock]: Σ of the block's 16-bit codes
-  float* sums = nullptr;        // [rows, num_cols / kBlock]: scale · code_sum
+  float* values = nullptr;       // [rows, num_cols]
+  int8_t* planes = nullptr;      // [rows, num_cols / kBlock, 2, kBlock]: high bytes, low bytes
+  float* scales = nullptr;       // [rows, num_cols / kBlock]
+  int32_t* code_sums = nullptr;  // [rows, num_cols / kBlock, 2]: Σ of the block's 16-bit codes, Σ of its first 16
+  float* sums = nullptr;         // [rows, num_cols / kBlock]: scale · Σ of the codes
 
   int64_t num_blocks() const { return num_cols / kBlock; }
 };
@@ -32,7 +32,7 @@ struct MatmulTask {
   const PackedMatrix* matrix = nullptr;
   const float* bias = nullptr;  // [matrix->num_rows] or null
   Activations input;
-  float* out = nullptr;     // [rows, out_stride]
+  float* out = nullptr;  // [rows, out_stride]
   int64_t out_stride = 0;
   Epilogue epilogue = Epilogue::kStore;
 };
@@ -71,8 +71,8 @@ struct AttentionTile {
   const int32_t* block_table = nullptr;
   int32_t kv_head = 0;
   int32_t num_rows = 0;
-  const float* queries[kAttentionRows];   // [head_dim] each, already scaled by 1/√head_dim
-  int32_t num_keys[kAttentionRows];       // keys the row sees: its position + 1
+  const float* queries[kAttentionRows];  // [head_dim] each, already scaled by 1/√head_dim
+  int32_t num_keys[kAttentionRows];      // keys the row sees: its position + 1
 };
 
 struct Kernels {

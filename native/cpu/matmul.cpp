@@ -3,10 +3,13 @@
 // Reduction order, the same for every row count, tile shape and instruction set:
 //   quantised formats: blocks of 32 inputs in order. Within a block Σ code_w · code_x is an exact integer; then
 //     acc = fma(float(Σ) · scale_x, scale_w, acc), and for formats with a minimum acc = fma(min_w, sum_x, acc).
+//     Where a scale covers 16 inputs (Q6_K), the same for the block's first half and then its second.
 //   float formats: inputs in order, acc = fma(w, x, acc).
-// One row reads the packed tiles directly and is bound by their bytes. More rows unpack a pair of tiles once into scratch
-// (cache resident) and are bound by the integer dot products: 2 · 2 a weight, for the two bytes of an activation code.
+// One row reads the packed tiles directly and is bound by their bytes. More rows unpack a pair of tiles once into
+// scratch (cache resident) and are bound by the integer dot products: 2 · 2 a weight, for the two bytes of an
+// activation code.
 #include "cpu/ops.h"
+#include "cpu/tiles.h"
 
 namespace tw::cpu::TW_ISA {
 namespace {
@@ -20,66 +23,7 @@ constexpr int kMicroRows = 2;
 constexpr int kMicroTiles = 1;
 #endif
 
-// --- Quantised formats: how a tile's block gives codes, scales and minima. ---
-
-// Codes of inputs 4c … 4c+3 and of 16+4c … 16+4c+3 (c = chunk), or what the format's chunk layout pairs.
-struct CodePair {
-  U8x64 first;
-  U8x64 second;
-};
-
-struct TileQ4_0 {
-  static constexpr int64_t kBytes = 288;
-  static constexpr int32_t kZero = 8;
-  static constexpr bool kHasMin = false;
-  static constexpr bool kSmallCodes = true;
-  static CodePair codes(const uint8_t* block, int chunk) {
-    const U8x64 raw = U8x64::load(block + 64 * chunk);
-    return {low_nibbles(raw), high_nibbles(raw)};
-  }
-  static F32x16 scale(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 256)); }
-  static F32x16 min(const uint8_t*) { return F32x16::zero(); }
-};
-
-struct TileQ4_1 : TileQ4_0 {
-  static constexpr int64_t kBytes = 320;
-  static constexpr int32_t kZero = 0;
-  static constexpr bool kHasMin = true;
-  static F32x16 min(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 288)); }
-};
-
-struct TileQ5_0 {
-  static constexpr int64_t kBytes = 352;
-  static constexpr int32_t kZero = 16;
-  static constexpr bool kHasMin = false;
-  static constexpr bool kSmallCodes = true;
-  static CodePair codes(const uint8_t* block, int chunk) {
-    const U8x64 raw = U8x64::load(block + 64 * chunk);
-    return {add_where(low_nibbles(raw), block + 256 + 8 * chunk, 16),
-            add_where(high_nibbles(raw), block + 288 + 8 * chunk, 16)};
-  }
-  static F32x16 scale(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 320)); }
-  static F32x16 min(const uint8_t*) { return F32x16::zero(); }
-};
-
-struct TileQ5_1 : TileQ5_0 {
-  static constexpr int64_t kBytes = 384;
-  static constexpr int32_t kZero = 0;
-  static constexpr bool kHasMin = true;
-  static F32x16 min(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 352)); }
-};
-
-struct TileQ8_0 {
-  static constexpr int64_t kBytes = 544;
-  static constexpr int32_t kZero = 128;
-  static constexpr bool kHasMin = false;
-  static constexpr bool kSmallCodes = false;
-  static CodePair codes(const uint8_t* block, int chunk) {
-    return {U8x64::load(block + 64 * chunk), U8x64::load(block + 256 + 64 * chunk)};
-  }
-  static F32x16 scale(const uint8_t* block) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(block + 512)); }
-  static F32x16 min(const uint8_t*) { return F32x16::zero(); }
-};
+// --- Quantised formats. ---
 
 template <bool kSmallCodes>
 I32x16 dot_codes(I32x16 acc, U8x64 w, X4 x) {
@@ -90,18 +34,32 @@ I32x16 dot_codes(I32x16 acc, U8x64 w, X4 x) {
   }
 }
 
-// Adds one block to an output's accumulator: the step that fixes the arithmetic of all quantised paths.
-template <int32_t kZero, bool kHasMin>
-F32x16 accumulate(F32x16 acc, I32x16 codes, const Activations& x, int64_t index, F32x16 scale, F32x16 min) {
-  if constexpr (kZero != 0) codes = codes - I32x16::broadcast(kZero * x.code_sums[index]);
+// Adds a block, or half of one, to an output's accumulator: the step that fixes the arithmetic of all quantised paths.
+template <class Tile>
+F32x16 accumulate(F32x16 acc, I32x16 codes, const Activations& x, int64_t index, int half, F32x16 scale, F32x16 min) {
+  if constexpr (Tile::kZero != 0) {
+    int32_t code_sum = x.code_sums[2 * index];
+    if constexpr (Tile::kHalves == 2) {
+      const int32_t first = x.code_sums[2 * index + 1];
+      code_sum = half == 0 ? first : code_sum - first;
+    }
+    codes = codes - I32x16::broadcast(Tile::kZero * code_sum);
+  }
   acc = fma(to_float(codes) * F32x16::broadcast(x.scales[index]), scale, acc);
-  if constexpr (kHasMin) acc = fma(min, F32x16::broadcast(x.sums[index]), acc);
+  if constexpr (Tile::kHasMin) acc = fma(min, F32x16::broadcast(x.sums[index]), acc);
   return acc;
+}
+
+template <class Tile>
+F32x16 min_of(const uint8_t* tile, int64_t b) {
+  if constexpr (Tile::kHasMin) return Tile::min(tile, b);
+  return F32x16::zero();
 }
 
 // One row × kTiles consecutive tiles → out[kTiles][16].
 template <class Tile, int kTiles>
 void row_by_tiles(const uint8_t* tiles, int64_t stride, const Activations& x, int64_t row, float* out) {
+  constexpr int kSecond = Tile::kHalves - 1;  // where the second halves' sums go
   const int64_t num_blocks = x.num_blocks();
   F32x16 acc[kTiles];
   for (F32x16& a : acc) a = F32x16::zero();
@@ -109,10 +67,11 @@ void row_by_tiles(const uint8_t* tiles, int64_t stride, const Activations& x, in
     const int64_t index = row * num_blocks + b;
     const int8_t* high = x.planes + index * 2 * kBlock;
     const int8_t* low = high + kBlock;
-    const uint8_t* block = tiles + b * Tile::kBytes;
-    I32x16 sum_high[kTiles];
-    I32x16 sum_low[kTiles];
-    for (int t = 0; t < kTiles; ++t) sum_high[t] = sum_low[t] = I32x16::zero();
+    I32x16 sum_high[kTiles][Tile::kHalves];
+    I32x16 sum_low[kTiles][Tile::kHalves];
+    for (int t = 0; t < kTiles; ++t) {
+      for (int half = 0; half < Tile::kHalves; ++half) sum_high[t][half] = sum_low[t][half] = I32x16::zero();
+    }
 #pragma GCC unroll 4
     for (int chunk = 0; chunk < 4; ++chunk) {
       const X4 high0 = X4::load(high + 4 * chunk);
@@ -121,18 +80,21 @@ void row_by_tiles(const uint8_t* tiles, int64_t stride, const Activations& x, in
       const X4 low1 = X4::load(low + 16 + 4 * chunk);
 #pragma GCC unroll 4
       for (int t = 0; t < kTiles; ++t) {
-        const CodePair w = Tile::codes(block + t * stride, chunk);
-        sum_high[t] = dot_codes<Tile::kSmallCodes>(sum_high[t], w.first, high0);
-        sum_low[t] = dot_codes<Tile::kSmallCodes>(sum_low[t], w.first, low0);
-        sum_high[t] = dot_codes<Tile::kSmallCodes>(sum_high[t], w.second, high1);
-        sum_low[t] = dot_codes<Tile::kSmallCodes>(sum_low[t], w.second, low1);
+        const CodePair w = Tile::codes(Tile::block(tiles + t * stride, b), chunk);
+        sum_high[t][0] = dot_codes<Tile::kSmallCodes>(sum_high[t][0], w.first, high0);
+        sum_low[t][0] = dot_codes<Tile::kSmallCodes>(sum_low[t][0], w.first, low0);
+        sum_high[t][kSecond] = dot_codes<Tile::kSmallCodes>(sum_high[t][kSecond], w.second, high1);
+        sum_low[t][kSecond] = dot_codes<Tile::kSmallCodes>(sum_low[t][kSecond], w.second, low1);
       }
     }
 #pragma GCC unroll 4
     for (int t = 0; t < kTiles; ++t) {
-      const uint8_t* tile_block = block + t * stride;
-      acc[t] = accumulate<Tile::kZero, Tile::kHasMin>(acc[t], shift_left_8(sum_high[t]) + sum_low[t], x, index,
-                                                      Tile::scale(tile_block), Tile::min(tile_block));
+      const uint8_t* tile = tiles + t * stride;
+#pragma GCC unroll 2
+      for (int half = 0; half < Tile::kHalves; ++half) {
+        acc[t] = accumulate<Tile>(acc[t], shift_left_8(sum_high[t][half]) + sum_low[t][half], x, index, half,
+                                  Tile::scale(tile, b, half), min_of<Tile>(tile, b));
+      }
     }
   }
   for (int t = 0; t < kTiles; ++t) acc[t].store(out + 16 * t);
@@ -144,64 +106,70 @@ void row_by_tiles(const uint8_t* tiles, int64_t stride, const Activations& x, in
 struct UnpackedBlock {
   uint8_t codes[8][64];
   float scale[16];
-  float min[16];
+  float second[16];  // the minimum, or the scale of the second half
 };
 
 template <class Tile>
-void unpack_tile(const uint8_t* tile, int64_t num_blocks, UnpackedBlock* out) {
-  for (int64_t b = 0; b < num_blocks; ++b) {
-    const uint8_t* block = tile + b * Tile::kBytes;
-    for (int chunk = 0; chunk < 4; ++chunk) {
-      const CodePair w = Tile::codes(block, chunk);
-      w.first.store(out[b].codes[chunk]);
-      w.second.store(out[b].codes[4 + chunk]);
-    }
-    Tile::scale(block).store(out[b].scale);
-    if constexpr (Tile::kHasMin) Tile::min(block).store(out[b].min);
+void unpack_block(const uint8_t* tile, int64_t b, UnpackedBlock* out) {
+  for (int chunk = 0; chunk < 4; ++chunk) {
+    const CodePair w = Tile::codes(Tile::block(tile, b), chunk);
+    w.first.store(out->codes[chunk]);
+    w.second.store(out->codes[4 + chunk]);
   }
+  Tile::scale(tile, b, 0).store(out->scale);
+  if constexpr (Tile::kHalves == 2) Tile::scale(tile, b, 1).store(out->second);
+  if constexpr (Tile::kHasMin) Tile::min(tile, b).store(out->second);
+}
+
+template <class Tile>
+void unpack_tile(const uint8_t* tile, int64_t num_blocks, UnpackedBlock* out) {
+  for (int64_t b = 0; b < num_blocks; ++b) unpack_block<Tile>(tile, b, out + b);
 }
 
 // kRows rows × kTiles unpacked tiles → out[kRows][kPairRows], tile t at column 16·(first_tile + t).
 template <class Tile, int kRows, int kTiles>
 void rows_by_tiles(const UnpackedBlock* tiles, const Activations& x, int64_t row, float* out) {
+  constexpr int kGroups = 8 / Tile::kHalves;
   const int64_t num_blocks = x.num_blocks();
   F32x16 acc[kRows][kTiles];
   for (auto& r : acc) {
     for (F32x16& a : r) a = F32x16::zero();
   }
   for (int64_t b = 0; b < num_blocks; ++b) {
-    I32x16 codes[kRows][kTiles];
-    for (auto& r : codes) {
-      for (I32x16& c : r) c = I32x16::zero();
-    }
     const int8_t* planes = x.planes + (row * num_blocks + b) * 2 * kBlock;
     const int64_t row_stride = num_blocks * 2 * kBlock;
 #pragma GCC unroll 2
-    for (int plane = 0; plane < 2; ++plane) {
-      if (plane == 1) {
-        for (auto& r : codes) {
-          for (I32x16& c : r) c = shift_left_8(c);
+    for (int half = 0; half < Tile::kHalves; ++half) {
+      I32x16 codes[kRows][kTiles];
+      for (auto& r : codes) {
+        for (I32x16& c : r) c = I32x16::zero();
+      }
+#pragma GCC unroll 2
+      for (int plane = 0; plane < 2; ++plane) {
+        if (plane == 1) {
+          for (auto& r : codes) {
+            for (I32x16& c : r) c = shift_left_8(c);
+          }
+        }
+#pragma GCC unroll 8
+        for (int group = half * kGroups; group < (half + 1) * kGroups; ++group) {
+          U8x64 w[kTiles];
+          for (int t = 0; t < kTiles; ++t) w[t] = U8x64::load(tiles[t * num_blocks + b].codes[group]);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r) {
+            const X4 value = X4::load(planes + r * row_stride + plane * kBlock + 4 * group);
+            for (int t = 0; t < kTiles; ++t) codes[r][t] = dot_codes<Tile::kSmallCodes>(codes[r][t], w[t], value);
+          }
         }
       }
-#pragma GCC unroll 8
-      for (int group = 0; group < 8; ++group) {
-        U8x64 w[kTiles];
-        for (int t = 0; t < kTiles; ++t) w[t] = U8x64::load(tiles[t * num_blocks + b].codes[group]);
+      for (int t = 0; t < kTiles; ++t) {
+        const UnpackedBlock& block = tiles[t * num_blocks + b];
+        const F32x16 scale = F32x16::load(half == 0 ? block.scale : block.second);
+        const F32x16 min = Tile::kHasMin ? F32x16::load(block.second) : F32x16::zero();
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const X4 value = X4::load(planes + r * row_stride + plane * kBlock + 4 * group);
-          for (int t = 0; t < kTiles; ++t) codes[r][t] = dot_codes<Tile::kSmallCodes>(codes[r][t], w[t], value);
+          acc[r][t] = accumulate<Tile>(acc[r][t], codes[r][t], x, (row + r) * num_blocks + b, half, scale, min);
         }
-      }
-    }
-    for (int t = 0; t < kTiles; ++t) {
-      const UnpackedBlock& block = tiles[t * num_blocks + b];
-      const F32x16 scale = F32x16::load(block.scale);
-      const F32x16 min = Tile::kHasMin ? F32x16::load(block.min) : F32x16::zero();
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        acc[r][t] = accumulate<Tile::kZero, Tile::kHasMin>(acc[r][t], codes[r][t], x, (row + r) * num_blocks + b,
-                                                           scale, min);
       }
     }
   }
@@ -371,11 +339,12 @@ void dequantize_quantized_row(const MatrixPart& part, int64_t row, int64_t num_c
   const uint8_t* base = part.tiles + row / kTileRows * part.tile_stride;
   for (int64_t b = 0; b < num_cols / kBlock; ++b) {
     UnpackedBlock block;
-    unpack_tile<Tile>(base + b * Tile::kBytes, 1, &block);
+    unpack_block<Tile>(base, b, &block);
     for (int64_t k = 0; k < kBlock; ++k) {
       const int32_t code = block.codes[k / 4][4 * lane + k % 4] - Tile::kZero;
-      const float value = static_cast<float>(code) * block.scale[lane];
-      out[b * kBlock + k] = Tile::kHasMin ? value + block.min[lane] : value;
+      const bool second_half = k >= kBlock / Tile::kHalves;
+      const float value = static_cast<float>(code) * (second_half ? block.second : block.scale)[lane];
+      out[b * kBlock + k] = Tile::kHasMin ? value + block.second[lane] : value;
     }
   }
 }
@@ -399,21 +368,14 @@ void matmul(const MatmulTask& task, int64_t pair_begin, int64_t pair_end, int64_
     const int64_t part_end = part.first_pair + part.num_pairs;
     const int64_t end = pair_end < part_end ? pair_end : part_end;
     switch (part.dtype) {
-      case DType::kQ4_0:
-        quantized_pairs<TileQ4_0>(task, part, pair_begin, end, row_begin, row_end, scratch);
-        break;
-      case DType::kQ4_1:
-        quantized_pairs<TileQ4_1>(task, part, pair_begin, end, row_begin, row_end, scratch);
-        break;
-      case DType::kQ5_0:
-        quantized_pairs<TileQ5_0>(task, part, pair_begin, end, row_begin, row_end, scratch);
-        break;
-      case DType::kQ5_1:
-        quantized_pairs<TileQ5_1>(task, part, pair_begin, end, row_begin, row_end, scratch);
-        break;
-      case DType::kQ8_0:
-        quantized_pairs<TileQ8_0>(task, part, pair_begin, end, row_begin, row_end, scratch);
-        break;
+      case DType::kQ4_0: quantized_pairs<TileQ4_0>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
+      case DType::kQ4_1: quantized_pairs<TileQ4_1>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
+      case DType::kQ5_0: quantized_pairs<TileQ5_0>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
+      case DType::kQ5_1: quantized_pairs<TileQ5_1>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
+      case DType::kQ8_0: quantized_pairs<TileQ8_0>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
+      case DType::kQ4_K: quantized_pairs<TileQ4_K>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
+      case DType::kQ5_K: quantized_pairs<TileQ5_K>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
+      case DType::kQ6_K: quantized_pairs<TileQ6_K>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
       case DType::kF32: float_pairs<TileF32>(task, part, pair_begin, end, row_begin, row_end); break;
       case DType::kF16: float_pairs<TileF16>(task, part, pair_begin, end, row_begin, row_end); break;
       case DType::kBF16: float_pairs<TileBF16>(task, part, pair_begin, end, row_begin, row_end); break;
@@ -430,6 +392,9 @@ void dequantize_row(const MatrixPart& part, int64_t row, int64_t num_cols, float
     case DType::kQ5_0: dequantize_quantized_row<TileQ5_0>(part, row, num_cols, out); break;
     case DType::kQ5_1: dequantize_quantized_row<TileQ5_1>(part, row, num_cols, out); break;
     case DType::kQ8_0: dequantize_quantized_row<TileQ8_0>(part, row, num_cols, out); break;
+    case DType::kQ4_K: dequantize_quantized_row<TileQ4_K>(part, row, num_cols, out); break;
+    case DType::kQ5_K: dequantize_quantized_row<TileQ5_K>(part, row, num_cols, out); break;
+    case DType::kQ6_K: dequantize_quantized_row<TileQ6_K>(part, row, num_cols, out); break;
     case DType::kF32: dequantize_float_row<TileF32>(part, row, num_cols, out); break;
     case DType::kF16: dequantize_float_row<TileF16>(part, row, num_cols, out); break;
     case DType::kBF16: dequantize_float_row<TileBF16>(part, row, num_cols, out); break;

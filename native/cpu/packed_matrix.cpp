@@ -1,15 +1,24 @@
 #include "cpu/packed_matrix.h"
 
+#include <array>
 #include <cstring>
 #include <string>
 
 #include "core/error.h"
+#include "quant/k_groups.h"
 
 namespace tw::cpu {
 namespace {
 
-// Bytes of a tile for one block of kBlock inputs.
-int64_t tile_block_bytes(DType dtype) {
+constexpr int64_t kBlockBytesQ4_K = 256 + 16 + 16;
+constexpr int64_t kBlockBytesQ5_K = 256 + 64 + 16 + 16;
+constexpr int64_t kBlockBytesQ6_K = 256 + 128 + 16 + 16;
+
+// Inputs that a format stores as a unit.
+int64_t unit_inputs(DType dtype) { return dtype_info(dtype).block_values == 256 ? kBlocksPerSuper * kBlock : kBlock; }
+
+// Bytes of a tile for one unit of inputs.
+int64_t tile_unit_bytes(DType dtype) {
   switch (dtype) {
     case DType::kF32: return kBlock * kTileRows * 4;
     case DType::kF16:
@@ -19,6 +28,9 @@ int64_t tile_block_bytes(DType dtype) {
     case DType::kQ5_0: return 256 + 64 + 32;
     case DType::kQ5_1: return 256 + 64 + 32 + 32;
     case DType::kQ8_0: return 512 + 32;
+    case DType::kQ4_K: return 64 + kBlocksPerSuper * kBlockBytesQ4_K;
+    case DType::kQ5_K: return 64 + kBlocksPerSuper * kBlockBytesQ5_K;
+    case DType::kQ6_K: return 32 + kBlocksPerSuper * kBlockBytesQ6_K;
     default: break;
   }
   throw Error(ErrorCode::kUnsupportedModel,
@@ -40,8 +52,75 @@ void scatter_fifth_bits(const uint8_t* bits, int64_t lane, uint8_t* tile_bits) {
   }
 }
 
-// Packs one block of one row; block layouts are in native/quant.
-void pack_block(DType dtype, const uint8_t* source, int64_t lane, uint8_t* tile) {
+// The 16 bytes of a 4-bit block whose inputs 0 … 31 have the codes `code(i)`: input i below input 16 + i.
+template <class Code>
+std::array<uint8_t, 16> nibbles_of(const Code& code) {
+  std::array<uint8_t, 16> bytes;
+  for (int i = 0; i < 16; ++i) {
+    bytes[static_cast<size_t>(i)] = static_cast<uint8_t>((code(i) & 15) | (code(16 + i) & 15) << 4);
+  }
+  return bytes;
+}
+
+// The factors and 6-bit scales that start the K formats with minimums; `tile` is a super-block's.
+void pack_groups(const uint8_t* source, int64_t lane, int64_t block_bytes, uint8_t* tile) {
+  std::memcpy(tile + 2 * lane, source, 2);
+  tile[32 + 2 * lane] = source[2];
+  tile[32 + 2 * lane + 1] = source[3] ^ 0x80;  // negated: value = scale · code + minimum, as in the other formats
+  for (int group = 0; group < kBlocksPerSuper; ++group) {
+    const quant::GroupScale packed = quant::group_scale(source + 4, group);
+    uint8_t* scales = tile + 64 + (group + 1) * block_bytes - 2 * kTileRows;
+    scales[lane] = static_cast<uint8_t>(packed.scale);
+    scales[kTileRows + lane] = static_cast<uint8_t>(packed.minimum);
+  }
+}
+
+void pack_q4_k(const uint8_t* source, int64_t lane, uint8_t* tile) {
+  pack_groups(source, lane, kBlockBytesQ4_K, tile);
+  for (int group = 0; group < kBlocksPerSuper; ++group) {
+    const uint8_t* codes = source + 16 + 32 * (group / 2);
+    const auto bytes = nibbles_of([&](int i) { return codes[i] >> 4 * (group % 2); });
+    scatter_nibbles(bytes.data(), lane, tile + 64 + group * kBlockBytesQ4_K);
+  }
+}
+
+void pack_q5_k(const uint8_t* source, int64_t lane, uint8_t* tile) {
+  pack_groups(source, lane, kBlockBytesQ5_K, tile);
+  for (int group = 0; group < kBlocksPerSuper; ++group) {
+    const uint8_t* codes = source + 48 + 32 * (group / 2);
+    const auto bytes = nibbles_of([&](int i) { return codes[i] >> 4 * (group % 2); });
+    std::array<uint8_t, 4> fifth_bits{};
+    for (size_t i = 0; i < 32; ++i) {
+      fifth_bits[i / 8] = static_cast<uint8_t>(fifth_bits[i / 8] | (source[16 + i] >> group & 1) << i % 8);
+    }
+    uint8_t* block = tile + 64 + group * kBlockBytesQ5_K;
+    scatter_nibbles(bytes.data(), lane, block);
+    scatter_fifth_bits(fifth_bits.data(), lane, block + 256);
+  }
+}
+
+void pack_q6_k(const uint8_t* source, int64_t lane, uint8_t* tile) {
+  std::memcpy(tile + 2 * lane, source + 208, 2);
+  for (int quarter = 0; quarter < kBlocksPerSuper; ++quarter) {
+    const int q = quarter % 4;
+    const uint8_t* low = source + 64 * (quarter / 4) + 32 * (q % 2);
+    const uint8_t* high = source + 128 + 32 * (quarter / 4);
+    const auto bytes = nibbles_of([&](int i) { return low[i] >> 4 * (q / 2); });
+    uint8_t* block = tile + 32 + quarter * kBlockBytesQ6_K;
+    scatter_nibbles(bytes.data(), lane, block);
+    for (int input = 0; input < kBlock; ++input) {
+      const int chunk = input % 16 / 4;
+      const int shift = 2 * (2 * (chunk % 2) + input / 16);
+      uint8_t* top = block + 256 + 64 * (chunk / 2) + 4 * lane + input % 4;
+      *top = static_cast<uint8_t>(*top | (high[input] >> 2 * q & 3) << shift);
+    }
+    block[384 + lane] = source[192 + 2 * quarter];
+    block[400 + lane] = source[192 + 2 * quarter + 1];
+  }
+}
+
+// Packs one unit of one row; block layouts are in native/quant.
+void pack_unit(DType dtype, const uint8_t* source, int64_t lane, uint8_t* tile) {
   switch (dtype) {
     case DType::kQ4_0:
       scatter_nibbles(source + 2, lane, tile);
@@ -71,6 +150,9 @@ void pack_block(DType dtype, const uint8_t* source, int64_t lane, uint8_t* tile)
       }
       std::memcpy(tile + 512 + 2 * lane, source, 2);
       return;
+    case DType::kQ4_K: pack_q4_k(source, lane, tile); return;
+    case DType::kQ5_K: pack_q5_k(source, lane, tile); return;
+    case DType::kQ6_K: pack_q6_k(source, lane, tile); return;
     case DType::kF32:
       for (int64_t i = 0; i < kBlock; ++i) std::memcpy(tile + 4 * (kTileRows * i + lane), source + 4 * i, 4);
       return;
@@ -84,23 +166,24 @@ void pack_block(DType dtype, const uint8_t* source, int64_t lane, uint8_t* tile)
 
 void pack_tile(const MatrixSource& source, int64_t first_row, uint8_t* tile) {
   const DTypeInfo& info = dtype_info(source.dtype);
-  const int64_t block_bytes = tile_block_bytes(source.dtype);
-  const int64_t source_block_bytes = kBlock / info.block_values * info.block_bytes;
-  const int64_t num_blocks = source.num_cols / kBlock;
+  const int64_t unit_bytes = tile_unit_bytes(source.dtype);
+  const int64_t source_unit_bytes = unit_inputs(source.dtype) / info.block_values * info.block_bytes;
+  const int64_t num_units = source.num_cols / unit_inputs(source.dtype);
   const auto* base = static_cast<const uint8_t*>(source.data);
   for (int64_t lane = 0; lane < kTileRows && first_row + lane < source.num_rows; ++lane) {
-    const uint8_t* row = base + (first_row + lane) * num_blocks * source_block_bytes;
-    for (int64_t block = 0; block < num_blocks; ++block) {
-      pack_block(source.dtype, row + block * source_block_bytes, lane, tile + block * block_bytes);
+    const uint8_t* row = base + (first_row + lane) * num_units * source_unit_bytes;
+    for (int64_t unit = 0; unit < num_units; ++unit) {
+      pack_unit(source.dtype, row + unit * source_unit_bytes, lane, tile + unit * unit_bytes);
     }
   }
 }
 
 void check_shape(const MatrixSource& source, int64_t num_cols) {
-  if (source.num_cols != num_cols || num_cols % kBlock != 0 || source.num_rows <= 0) {
-    throw Error(ErrorCode::kUnsupportedModel, "a weight matrix of " + std::to_string(source.num_rows) + " x " +
-                                                  std::to_string(source.num_cols) +
-                                                  ": rows must hold a whole number of 32 values");
+  const int64_t unit = unit_inputs(source.dtype);
+  if (source.num_cols != num_cols || num_cols % unit != 0 || source.num_rows <= 0) {
+    throw Error(ErrorCode::kUnsupportedModel,
+                "a weight matrix of " + std::to_string(source.num_rows) + " x " + std::to_string(source.num_cols) +
+                    ": rows must hold a whole number of " + std::to_string(unit) + " values");
   }
 }
 
@@ -114,7 +197,7 @@ void add_format(PackedMatrix* matrix, DType dtype) {
 
 }  // namespace
 
-int64_t tile_bytes(DType dtype, int64_t num_cols) { return num_cols / kBlock * tile_block_bytes(dtype); }
+int64_t tile_bytes(DType dtype, int64_t num_cols) { return num_cols / unit_inputs(dtype) * tile_unit_bytes(dtype); }
 
 bool uses_quantized_activations(DType dtype) {
   return dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16;

@@ -9,7 +9,7 @@ namespace {
 
 constexpr float kLargestCode = 32512.0f;  // 127·256: the high byte stays within [-127, 127]
 
-void quantize_block(const float* x, int8_t* planes, float* scale, int32_t* code_sum, float* sum_out) {
+void quantize_block(const float* x, int8_t* planes, float* scale, int32_t* code_sums, float* sum_out) {
   const F32x16 x0 = F32x16::load(x);
   const F32x16 x1 = F32x16::load(x + 16);
   const float largest = max_lane(max(abs(x0), abs(x1)));
@@ -23,8 +23,9 @@ void quantize_block(const float* x, int8_t* planes, float* scale, int32_t* code_
   store_low_bytes(arithmetic_shift_right_8(c1 + half), planes + 16);
   store_low_bytes(c0, planes + 32);
   store_low_bytes(c1, planes + 48);
-  *code_sum = sum(c0 + c1);
-  *sum_out = *scale * static_cast<float>(*code_sum);
+  code_sums[0] = sum(c0 + c1);
+  code_sums[1] = sum(c0);
+  *sum_out = *scale * static_cast<float>(code_sums[0]);
 }
 
 }  // namespace
@@ -33,7 +34,7 @@ void quantize_rows(const Activations& rows, int64_t begin, int64_t end) {
   const int64_t num_blocks = rows.num_blocks();
   for (int64_t index = begin * num_blocks; index < end * num_blocks; ++index) {
     quantize_block(rows.values + index * kBlock, rows.planes + index * 2 * kBlock, rows.scales + index,
-                   rows.code_sums + index, rows.sums + index);
+                   rows.code_sums + 2 * index, rows.sums + index);
   }
 }
 

@@ -22,6 +22,16 @@ struct F32x16 {
     const __m256i hi = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
   }
+  static F32x16 load_u8(const uint8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+  }
+  static F32x16 load_i8(const uint8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+  }
   void store(float* p) const {
     _mm256_storeu_ps(p, lo);
     _mm256_storeu_ps(p + 8, hi);
@@ -106,9 +116,7 @@ inline void store_low_bytes(I32x16 a, int8_t* p) {
   words[3] = _mm256_extract_epi32(hi, 4);
   std::memcpy(p, words, sizeof words);
 }
-inline I32x16 arithmetic_shift_right_8(I32x16 a) {
-  return {_mm256_srai_epi32(a.lo, 8), _mm256_srai_epi32(a.hi, 8)};
-}
+inline I32x16 arithmetic_shift_right_8(I32x16 a) { return {_mm256_srai_epi32(a.lo, 8), _mm256_srai_epi32(a.hi, 8)}; }
 
 // 64 unsigned bytes: four for each of 16 lanes.
 struct U8x64 {
@@ -137,8 +145,8 @@ namespace detail {
 inline __m256i spread_bits(const uint8_t* bits, int8_t addend) {
   int32_t word;
   std::memcpy(&word, bits, sizeof word);
-  const __m256i byte_of = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3,
-                                           3, 3, 3, 3, 3, 3);
+  const __m256i byte_of =
+      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
   const __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
   const __m256i spread = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(word), byte_of), bit_of);
   return _mm256_and_si256(_mm256_cmpeq_epi8(spread, bit_of), _mm256_set1_epi8(addend));
@@ -149,6 +157,21 @@ inline __m256i spread_bits(const uint8_t* bits, int8_t addend) {
 inline U8x64 add_where(U8x64 a, const uint8_t* bits, int8_t addend) {
   return {_mm256_add_epi8(a.lo, detail::spread_bits(bits, addend)),
           _mm256_add_epi8(a.hi, detail::spread_bits(bits + 4, addend))};
+}
+
+namespace detail {
+template <int k>
+__m256i top_bits(__m256i top) {
+  if constexpr (k < 2) top = _mm256_slli_epi16(top, 4 - 2 * k);
+  if constexpr (k > 2) top = _mm256_srli_epi16(top, 2 * k - 4);
+  return _mm256_and_si256(top, _mm256_set1_epi8(0x30));
+}
+}  // namespace detail
+
+// Bits 2k and 2k + 1 of each byte of `top`, moved to bits 4 and 5 of the codes below 16 in `a`.
+template <int k>
+U8x64 or_top_bits(U8x64 a, U8x64 top) {
+  return {_mm256_or_si256(a.lo, detail::top_bits<k>(top.lo)), _mm256_or_si256(a.hi, detail::top_bits<k>(top.hi))};
 }
 
 // Four signed bytes, the same for every lane.
@@ -172,8 +195,7 @@ inline __m256i dot_any(__m256i acc, __m256i w, __m256i x) {
   const __m256i odd_w = _mm256_srli_epi16(w, 8);
   const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
   const __m256i odd_x = _mm256_srai_epi16(x, 8);
-  return _mm256_add_epi32(acc,
-                          _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x)));
+  return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x)));
 }
 }  // namespace detail
 

@@ -20,6 +20,12 @@ struct F32x16 {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
   }
+  static F32x16 load_u8(const uint8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  }
+  static F32x16 load_i8(const uint8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store_f16(uint16_t* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -81,14 +87,21 @@ struct U8x64 {
 };
 
 inline U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
-inline U8x64 high_nibbles(U8x64 a) {
-  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
-}
+inline U8x64 high_nibbles(U8x64 a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
 // Adds `addend` to byte i where bit i of the 64 bits at `bits` is set.
 inline U8x64 add_where(U8x64 a, const uint8_t* bits, int8_t addend) {
   uint64_t mask;
   std::memcpy(&mask, bits, sizeof mask);
   return {_mm512_mask_add_epi8(a.v, mask, a.v, _mm512_set1_epi8(addend))};
+}
+
+// Bits 2k and 2k + 1 of each byte of `top`, moved to bits 4 and 5 of the codes below 16 in `a`.
+template <int k>
+U8x64 or_top_bits(U8x64 a, U8x64 top) {
+  __m512i shifted = top.v;
+  if constexpr (k < 2) shifted = _mm512_slli_epi16(shifted, 4 - 2 * k);
+  if constexpr (k > 2) shifted = _mm512_srli_epi16(shifted, 2 * k - 4);
+  return {_mm512_or_si512(a.v, _mm512_and_si512(shifted, _mm512_set1_epi8(0x30)))};
 }
 
 // Four signed bytes, the same for every lane.

@@ -32,6 +32,16 @@ struct F32x16 {
     for (int i = 0; i < 16; ++i) r.v[i] = bf16_to_f32(p[i]);
     return r;
   }
+  static F32x16 load_u8(const uint8_t* p) {
+    F32x16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(p[i]);
+    return r;
+  }
+  static F32x16 load_i8(const uint8_t* p) {
+    F32x16 r;
+    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(static_cast<int8_t>(p[i]));
+    return r;
+  }
   void store(float* p) const { std::memcpy(p, v, sizeof v); }
   void store_f16(uint16_t* p) const {
     for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(v[i]);
@@ -171,6 +181,13 @@ inline U8x64 add_where(U8x64 a, const uint8_t* bits, int8_t addend) {
   for (int i = 0; i < 64; ++i) {
     if ((bits[i / 8] >> (i % 8)) & 1) a.v[i] = static_cast<uint8_t>(a.v[i] + addend);
   }
+  return a;
+}
+
+// Bits 2k and 2k + 1 of each byte of `top`, moved to bits 4 and 5 of the codes below 16 in `a`.
+template <int k>
+U8x64 or_top_bits(U8x64 a, U8x64 top) {
+  for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>(a.v[i] | ((top.v[i] >> (2 * k)) & 3) << 4);
   return a;
 }
 

@@ -1,5 +1,5 @@
-// Every CPU kernel against float64, on every instruction set this machine has, with guard values around outputs; and the
-// same bits on all of them, for any number of rows (W-42).
+// Every CPU kernel against float64, on every instruction set this machine has, with guard values around outputs; and
+// the same bits on all of them, for any number of rows (W-42).
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -52,6 +52,9 @@ std::vector<uint8_t> random_rows(DType dtype, int64_t rows, int64_t cols, std::m
         std::memcpy(at, &top, sizeof top);
         break;
       }
+      case DType::kQ6_K: half(at + 208); break;
+      case DType::kQ4_K:
+      case DType::kQ5_K:
       case DType::kQ4_1:
       case DType::kQ5_1: half(at + 2); [[fallthrough]];
       default: half(at);
@@ -67,7 +70,7 @@ struct Input {
         planes(values.size() * 2),
         scales(values.size() / 32),
         sums(values.size() / 32),
-        code_sums(values.size() / 32) {
+        code_sums(values.size() / 16) {
     std::normal_distribution<float> normal;
     for (float& value : values) value = normal(*random);
     for (int64_t row = 0; row < rows; ++row) values[static_cast<size_t>(row * cols + row % cols)] *= 60.0f;
@@ -98,12 +101,18 @@ std::vector<float> multiply(const Kernels& kernels, const PackedMatrix& matrix, 
   return out;
 }
 
-constexpr DType kFormats[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
-                              DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1};
+constexpr DType kFormats[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kQ4_1,
+                              DType::kQ5_0, DType::kQ5_1, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
 
 struct Shape {
   int64_t outputs, inputs, rows;
 };
+// The next multiple of a format's block.
+int64_t whole_blocks(DType dtype, int64_t cols) {
+  const int64_t block = dtype_info(dtype).block_values;
+  return (cols + block - 1) / block * block;
+}
+
 constexpr Shape kShapes[] = {{16, 32, 1}, {32, 64, 2}, {33, 96, 3}, {80, 160, 7}, {48, 576, 13}, {100, 320, 29}};
 
 }  // namespace
@@ -111,7 +120,8 @@ constexpr Shape kShapes[] = {{16, 32, 1}, {32, 64, 2}, {33, 96, 3}, {80, 160, 7}
 TEST(matmul_agrees_with_float64_and_with_itself) {
   std::mt19937 random(7);
   for (const DType dtype : kFormats) {
-    for (const Shape& shape : kShapes) {
+    for (Shape shape : kShapes) {
+      shape.inputs = whole_blocks(dtype, shape.inputs);
       const std::vector<uint8_t> weights = random_rows(dtype, shape.outputs, shape.inputs, &random);
       std::vector<float> bias(static_cast<size_t>(shape.outputs));
       for (float& value : bias) value = static_cast<float>(random() % 100) / 50.0f;
@@ -141,8 +151,7 @@ TEST(matmul_agrees_with_float64_and_with_itself) {
                 bound += std::fabs(double{plain[static_cast<size_t>(n * shape.inputs + k)]}) * half_code +
                          1e-6 * std::fabs(term);
               }
-              const double error =
-                  std::fabs(exact - double{out[static_cast<size_t>(row * (shape.outputs + 3) + n)]});
+              const double error = std::fabs(exact - double{out[static_cast<size_t>(row * (shape.outputs + 3) + n)]});
               CHECK(error <= bound * 1.01);
             }
           }
@@ -218,16 +227,18 @@ TEST(gate_and_up_agree_with_float64) {
 TEST(a_row_of_a_packed_matrix_can_be_read_back) {
   std::mt19937 random(10);
   for (const DType dtype : kFormats) {
-    const auto weights = random_rows(dtype, 50, 96, &random);
-    const PackedMatrix matrix = pack_matrix({{dtype, 50, 96, weights.data()}}, {});
-    std::vector<float> plain(50 * 96);
-    quant::dequantize_row(dtype, weights.data(), plain.data(), 50 * 96);
+    const int64_t cols = whole_blocks(dtype, 96);
+    const auto width = static_cast<size_t>(cols);
+    const auto weights = random_rows(dtype, 50, cols, &random);
+    const PackedMatrix matrix = pack_matrix({{dtype, 50, cols, weights.data()}}, {});
+    std::vector<float> plain(50 * width);
+    quant::dequantize_row(dtype, weights.data(), plain.data(), 50 * cols);
     for (const Isa isa : usable_isas()) {
       for (int64_t row = 0; row < 50; ++row) {
-        std::vector<float> out(96 + 1, kGuard);
-        kernels_for(isa).dequantize_row(matrix.part_of_row(row), row, 96, out.data());
-        CHECK_EQ(out[96], kGuard);
-        CHECK(std::memcmp(out.data(), &plain[static_cast<size_t>(row) * 96], 96 * sizeof(float)) == 0);
+        std::vector<float> out(width + 1, kGuard);
+        kernels_for(isa).dequantize_row(matrix.part_of_row(row), row, cols, out.data());
+        CHECK_EQ(out[width], kGuard);
+        CHECK(std::memcmp(out.data(), &plain[static_cast<size_t>(row) * width], width * sizeof(float)) == 0);
       }
     }
   }
@@ -316,7 +327,8 @@ TEST(attention_agrees_with_float64_whatever_the_tile) {
       CHECK(std::memcmp(first.data(), out.data(), out.size() * sizeof(float)) == 0);
       for (int32_t row = 0; row < kAttentionRows; ++row) {
         const std::vector<float> alone = attend(kernels, row, 1);
-        CHECK(std::memcmp(&first[static_cast<size_t>(row * head_dim)], alone.data(), alone.size() * sizeof(float)) == 0);
+        CHECK(std::memcmp(&first[static_cast<size_t>(row * head_dim)], alone.data(), alone.size() * sizeof(float)) ==
+              0);
       }
       const std::vector<float> some = attend(kernels, 3, 5);
       CHECK(std::memcmp(&first[static_cast<size_t>(3 * head_dim)], some.data(), some.size() * sizeof(float)) == 0);
