@@ -33,7 +33,8 @@ void futex_wake_all(std::atomic<uint32_t>* word) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads < 1 ? 1 : num_threads) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads < 1 ? 1 : num_threads), ranges_(static_cast<size_t>(num_threads_)) {
   threads_.reserve(static_cast<size_t>(num_threads_ - 1));
   for (int thread = 1; thread < num_threads_; ++thread) threads_.emplace_back([this, thread] { work(thread); });
 }
@@ -50,7 +51,6 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::run(Entry entry, const void* context) {
   entry_ = entry;
   context_ = context;
-  next_item_.store(0, std::memory_order_relaxed);
   const uint32_t round = round_.load(std::memory_order_relaxed) + 1;
   state_.store(uint64_t{round} << 32 | kOpen, std::memory_order_release);
   round_.store(round, std::memory_order_seq_cst);

@@ -8,8 +8,10 @@
 
 namespace tw {
 
-// The caller is thread 0. Items are handed out one by one, and the caller never waits for a thread that has not begun:
-// helpers join a round while it is open, so one that the system holds up costs nothing unless it holds an item. Between
+// The caller is thread 0. Each thread takes the items of a range of its own in order, so that what lies side by side in
+// memory is read by one thread, and then helps with the others' ranges. The caller never waits for a thread that has not
+// begun: helpers join a round while it is open, so one that the system holds up costs nothing unless it holds an item.
+// Between
 // rounds helpers spin for a short while, since a decode step starts one every few microseconds, and then sleep in the
 // kernel, so an idle engine uses no processor time. Only one thread may call for_each().
 class ThreadPool {
@@ -29,19 +31,26 @@ class ThreadPool {
       for (int64_t item = 0; item < num_items; ++item) body(item, 0);
       return;
     }
+    for (int range = 0; range < num_threads_; ++range) {
+      ranges_[static_cast<size_t>(range)].next.store(num_items * range / num_threads_, std::memory_order_relaxed);
+      ranges_[static_cast<size_t>(range)].end = num_items * (range + 1) / num_threads_;
+    }
     struct Loop {
       ThreadPool* pool;
-      int64_t num_items;
       const Body* body;
     };
-    const Loop loop = {this, num_items, &body};
+    const Loop loop = {this, &body};
     run(
         [](const void* context, int thread) {
           const auto& self = *static_cast<const Loop*>(context);
-          for (;;) {
-            const int64_t item = self.pool->next_item_.fetch_add(1, std::memory_order_relaxed);
-            if (item >= self.num_items) return;
-            (*self.body)(item, thread);
+          const int num_ranges = self.pool->num_threads_;
+          for (int i = 0; i < num_ranges; ++i) {
+            Range& range = self.pool->ranges_[static_cast<size_t>((thread + i) % num_ranges)];
+            for (;;) {
+              const int64_t item = range.next.fetch_add(1, std::memory_order_relaxed);
+              if (item >= range.end) break;
+              (*self.body)(item, thread);
+            }
           }
         },
         &loop);
@@ -49,6 +58,11 @@ class ThreadPool {
 
  private:
   using Entry = void (*)(const void* context, int thread);
+
+  struct alignas(64) Range {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
 
   void run(Entry entry, const void* context);
   bool join_round(uint32_t round);
@@ -67,7 +81,7 @@ class ThreadPool {
   // The same number, for the kernel to wait on.
   alignas(64) std::atomic<uint32_t> round_{0};
   alignas(64) std::atomic<int> sleeping_{0};
-  alignas(64) std::atomic<int64_t> next_item_{0};
+  std::vector<Range> ranges_;  // one a thread
 };
 
 }  // namespace tw

@@ -212,7 +212,7 @@ void CpuBackend::run_matmul(const PackedMatrix& matrix, const Activations& input
                            epilogue};
   const int64_t threads = pool_.size();
   const int64_t pairs_per_item =
-      num_rows == 1 ? std::clamp<int64_t>(matrix.num_pairs / (threads * 6), 1, 8) : 1;
+      num_rows == 1 ? std::clamp<int64_t>(matrix.num_pairs / (threads * 8), 1, 8) : 1;
   const int64_t pair_items = (matrix.num_pairs + pairs_per_item - 1) / pairs_per_item;
   const int64_t row_items =
       std::clamp<int64_t>((4 * threads + pair_items - 1) / pair_items, 1, std::max<int64_t>(1, num_rows / 48));

@@ -56,48 +56,44 @@ F32x16 min_of(const uint8_t* tile, int64_t b) {
   return F32x16::zero();
 }
 
-// One row × kTiles consecutive tiles → out[kTiles][16].
-template <class Tile, int kTiles>
-void row_by_tiles(const uint8_t* tiles, int64_t stride, const Activations& x, int64_t row, float* out) {
+// How far ahead of the tile that is computed memory is asked for. Tiles lie one after another and a thread reads them in
+// that order, so this keeps several lines on their way, also across the ends of short rows.
+constexpr int64_t kPrefetchBytes = 8192;
+
+// One row × one tile → out[16].
+template <class Tile>
+void row_by_tile(const uint8_t* tile, int64_t tile_bytes, const Activations& x, int64_t row, float* out) {
   constexpr int kSecond = Tile::kHalves - 1;  // where the second halves' sums go
   const int64_t num_blocks = x.num_blocks();
-  F32x16 acc[kTiles];
-  for (F32x16& a : acc) a = F32x16::zero();
+  const int64_t block_bytes = tile_bytes / num_blocks;
+  F32x16 acc = F32x16::zero();
   for (int64_t b = 0; b < num_blocks; ++b) {
+    for (int64_t line = 0; line < block_bytes; line += 64) prefetch(tile + b * block_bytes + line + kPrefetchBytes);
     const int64_t index = row * num_blocks + b;
     const int8_t* high = x.planes + index * 2 * kBlock;
     const int8_t* low = high + kBlock;
-    I32x16 sum_high[kTiles][Tile::kHalves];
-    I32x16 sum_low[kTiles][Tile::kHalves];
-    for (int t = 0; t < kTiles; ++t) {
-      for (int half = 0; half < Tile::kHalves; ++half) sum_high[t][half] = sum_low[t][half] = I32x16::zero();
-    }
+    I32x16 sum_high[Tile::kHalves];
+    I32x16 sum_low[Tile::kHalves];
+    for (int half = 0; half < Tile::kHalves; ++half) sum_high[half] = sum_low[half] = I32x16::zero();
 #pragma GCC unroll 4
     for (int chunk = 0; chunk < 4; ++chunk) {
+      const CodePair w = Tile::codes(Tile::block(tile, b), chunk);
       const X4 high0 = X4::load(high + 4 * chunk);
       const X4 high1 = X4::load(high + 16 + 4 * chunk);
       const X4 low0 = X4::load(low + 4 * chunk);
       const X4 low1 = X4::load(low + 16 + 4 * chunk);
-#pragma GCC unroll 4
-      for (int t = 0; t < kTiles; ++t) {
-        const CodePair w = Tile::codes(Tile::block(tiles + t * stride, b), chunk);
-        sum_high[t][0] = dot_codes<Tile::kSmallCodes>(sum_high[t][0], w.first, high0);
-        sum_low[t][0] = dot_codes<Tile::kSmallCodes>(sum_low[t][0], w.first, low0);
-        sum_high[t][kSecond] = dot_codes<Tile::kSmallCodes>(sum_high[t][kSecond], w.second, high1);
-        sum_low[t][kSecond] = dot_codes<Tile::kSmallCodes>(sum_low[t][kSecond], w.second, low1);
-      }
+      sum_high[0] = dot_codes<Tile::kSmallCodes>(sum_high[0], w.first, high0);
+      sum_low[0] = dot_codes<Tile::kSmallCodes>(sum_low[0], w.first, low0);
+      sum_high[kSecond] = dot_codes<Tile::kSmallCodes>(sum_high[kSecond], w.second, high1);
+      sum_low[kSecond] = dot_codes<Tile::kSmallCodes>(sum_low[kSecond], w.second, low1);
     }
-#pragma GCC unroll 4
-    for (int t = 0; t < kTiles; ++t) {
-      const uint8_t* tile = tiles + t * stride;
 #pragma GCC unroll 2
-      for (int half = 0; half < Tile::kHalves; ++half) {
-        acc[t] = accumulate<Tile>(acc[t], shift_left_8(sum_high[t][half]) + sum_low[t][half], x, index, half,
-                                  Tile::scale(tile, b, half), min_of<Tile>(tile, b));
-      }
+    for (int half = 0; half < Tile::kHalves; ++half) {
+      acc = accumulate<Tile>(acc, shift_left_8(sum_high[half]) + sum_low[half], x, index, half,
+                             Tile::scale(tile, b, half), min_of<Tile>(tile, b));
     }
   }
-  for (int t = 0; t < kTiles; ++t) acc[t].store(out + 16 * t);
+  acc.store(out);
 }
 
 // --- Many rows: tiles unpacked to one form, whatever the format. ---
@@ -268,16 +264,10 @@ void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pai
   const uint8_t* tiles = part.tiles + 2 * (pair_begin - part.first_pair) * part.tile_stride;
   alignas(64) float out[kMicroRows * kPairRows];
   if (row_end - row_begin == 1) {
-    alignas(64) float wide[2 * kPairRows];
-    int64_t pair = pair_begin;
-    for (; pair + 2 <= pair_end; pair += 2, tiles += 4 * part.tile_stride) {
-      row_by_tiles<Tile, 4>(tiles, part.tile_stride, x, row_begin, wide);
-      write_pair(task, part, pair, row_begin, wide);
-      write_pair(task, part, pair + 1, row_begin, wide + kPairRows);
-    }
-    if (pair < pair_end) {
-      row_by_tiles<Tile, 2>(tiles, part.tile_stride, x, row_begin, wide);
-      write_pair(task, part, pair, row_begin, wide);
+    for (int64_t pair = pair_begin; pair < pair_end; ++pair, tiles += 2 * part.tile_stride) {
+      row_by_tile<Tile>(tiles, part.tile_stride, x, row_begin, out);
+      row_by_tile<Tile>(tiles + part.tile_stride, part.tile_stride, x, row_begin, out + kTileRows);
+      write_pair(task, part, pair, row_begin, out);
     }
     return;
   }
