@@ -163,6 +163,7 @@ class TinyModel:
 def tiny_llama(
     path: Path,
     *,
+    architecture: str = "llama",
     dtype: str = "F32",
     n_layers: int = 2,
     n_embd: int = 64,
@@ -172,17 +173,22 @@ def tiny_llama(
     n_ff: int = 128,
     vocab: int | None = None,
     context: int = 256,
+    rope_base: float = 10000.0,
+    rope_factors: Sequence[float] = (),
+    rms_eps: float = 1e-5,
     tied: bool = True,
     seed: int = 0,
     extra_keys: Sequence[bytes] = (),
     drop_keys: Sequence[str] = (),
     drop_tensors: Sequence[str] = (),
 ) -> TinyModel:
-    """Writes a `llama` model with random weights; the same arguments give the same bytes.
+    """Writes a model of the Llama family with random weights; the same arguments give the same bytes.
 
     Args:
+        architecture: `llama`, or `qwen2`, which adds biases to q, k and v.
         dtype: format of the matrices; norms are F32. Row lengths must be multiples of its block.
         vocab: vocabulary size; by default what the tiny vocabulary has.
+        rope_factors: what each of the head's angles is divided by, `[head_dim / 2]`; written if given.
         tied: whether the output matrix is the token embedding.
         extra_keys: further keys as `kv` gives them; one that is there already is replaced.
         drop_keys, drop_tensors: left out.
@@ -190,7 +196,7 @@ def tiny_llama(
     head = n_embd // n_heads if head_dim is None else head_dim
     tokens, merges, types = tiny_vocabulary(vocab)
     builder = FileBuilder()
-    builder.add("general.architecture", STRING, "llama")
+    builder.add("general.architecture", STRING, architecture)
     builder.add("general.name", STRING, "tiny")
     for key, value in {
         "block_count": n_layers,
@@ -202,12 +208,12 @@ def tiny_llama(
         "rope.dimension_count": head,
         "vocab_size": len(tokens),
     }.items():
-        builder.add(f"llama.{key}", UINT32, value)
+        builder.add(f"{architecture}.{key}", UINT32, value)
     if head_dim is not None:
-        builder.add("llama.attention.key_length", UINT32, head)
-        builder.add("llama.attention.value_length", UINT32, head)
-    builder.add("llama.rope.freq_base", FLOAT32, 10000.0)
-    builder.add("llama.attention.layer_norm_rms_epsilon", FLOAT32, 1e-5)
+        builder.add(f"{architecture}.attention.key_length", UINT32, head)
+        builder.add(f"{architecture}.attention.value_length", UINT32, head)
+    builder.add(f"{architecture}.rope.freq_base", FLOAT32, rope_base)
+    builder.add(f"{architecture}.attention.layer_norm_rms_epsilon", FLOAT32, rms_eps)
     builder.add("tokenizer.ggml.model", STRING, "gpt2")
     builder.add("tokenizer.ggml.pre", STRING, "smollm")
     builder.add_array("tokenizer.ggml.tokens", STRING, tokens)
@@ -231,20 +237,29 @@ def tiny_llama(
         builder.add_tensor(name, (cols, rows), dtype, data)
         weights[name] = dequantize(dtype, data, (rows, cols))
 
-    def norm(name: str) -> None:
-        values = (1 + 0.1 * random.standard_normal(n_embd)).astype(np.float32)
+    def vector(name: str, values: Floats) -> None:
         if name in drop_tensors:
             return
-        builder.add_tensor(name, (n_embd,), "F32", values.tobytes())
+        builder.add_tensor(name, values.shape, "F32", values.tobytes())
         weights[name] = values
 
+    def norm(name: str) -> None:
+        vector(name, (1 + 0.1 * random.standard_normal(n_embd)).astype(np.float32))
+
+    def projection(name: str, rows: int) -> None:
+        matrix(f"{name}.weight", rows, n_embd)
+        if architecture == "qwen2":
+            vector(f"{name}.bias", random.standard_normal(rows).astype(np.float32))
+
     matrix("token_embd.weight", len(tokens), n_embd)
+    if rope_factors:
+        vector("rope_freqs.weight", np.array(rope_factors, np.float32))
     for layer in range(n_layers):
         block = f"blk.{layer}"
         norm(f"{block}.attn_norm.weight")
-        matrix(f"{block}.attn_q.weight", n_heads * head, n_embd)
-        matrix(f"{block}.attn_k.weight", n_kv_heads * head, n_embd)
-        matrix(f"{block}.attn_v.weight", n_kv_heads * head, n_embd)
+        projection(f"{block}.attn_q", n_heads * head)
+        projection(f"{block}.attn_k", n_kv_heads * head)
+        projection(f"{block}.attn_v", n_kv_heads * head)
         matrix(f"{block}.attn_output.weight", n_embd, n_heads * head)
         norm(f"{block}.ffn_norm.weight")
         matrix(f"{block}.ffn_gate.weight", n_ff, n_embd)
