@@ -146,31 +146,34 @@ std::vector<uint64_t> Engine::take_ready() {
 }
 
 int32_t Engine::fail_all(ErrorCode code, const std::string& message) {
-  std::promise<int32_t> done;
+  // Shared: the engine thread may still be inside set_value() when the waiting thread has gone on.
+  const auto done = std::make_shared<std::promise<int32_t>>();
+  std::future<int32_t> count = done->get_future();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (stopping_ || !stats_.failure.empty()) return 0;
-    errands_.push_back([&] {
-      const auto count = static_cast<int32_t>(jobs_.size());
+    errands_.push_back([this, done, code, message] {
+      const auto num_jobs = static_cast<int32_t>(jobs_.size());
       while (!jobs_.empty()) finish(jobs_.begin()->second.get(), code, message);
-      done.set_value(count);
+      done->set_value(num_jobs);
     });
     woken_ = true;
     wakeup_.notify_one();
   }
-  return done.get_future().get();
+  return count.get();
 }
 
 std::string Engine::audit() {
-  std::promise<std::string> done;
+  const auto done = std::make_shared<std::promise<std::string>>();
+  std::future<std::string> finding = done->get_future();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (stopping_ || !stats_.failure.empty()) return "the engine is not running";
-    errands_.push_back([&] { done.set_value(scheduler_->audit()); });
+    errands_.push_back([this, done] { done->set_value(scheduler_->audit()); });
     woken_ = true;
     wakeup_.notify_one();
   }
-  return done.get_future().get();
+  return finding.get();
 }
 
 EngineStats Engine::stats() const {
@@ -189,6 +192,7 @@ void Engine::stop() {
     woken_ = true;
     wakeup_.notify_one();
   }
+  const std::lock_guard<std::mutex> lock(join_mutex_);
   if (thread_.joinable()) thread_.join();
 }
 
@@ -218,16 +222,19 @@ void Engine::loop() {
   while (!jobs_.empty()) finish(jobs_.begin()->second.get(), code, message);
   for (const auto& errand : errands) errand();
   flush_ready();
+  counters_.failure = failure;
+  publish_stats();
 }
 
 void Engine::run_loop() {
+  bool can_compute = false;
   for (;;) {
     heartbeat_ns_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
     bool was_idle = false;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      if (!scheduler_->has_work() && !woken_) {
-        was_idle = true;
+      if (!can_compute && !woken_) {
+        was_idle = !scheduler_->has_work();
         wakeup_.wait_until(lock, std::min(next_timer(), Clock::now() + kHeartbeat), [this] { return woken_; });
       }
       if (stopping_) return;
@@ -238,8 +245,14 @@ void Engine::run_loop() {
       woken_ = false;
     }
     take_inbox();
-    expire_jobs();
-    if (scheduler_->has_work()) step();
+    if (expire_jobs()) {
+      // Their blocks are free: nobody waits for the step to hear of it.
+      flush_ready();
+      publish_stats();
+    }
+    // A step that had nothing to compute, because all that waits needs blocks of paused sequences, is not tried again
+    // before something changes.
+    can_compute = scheduler_->has_work() && step() && scheduler_->has_work();
     flush_ready();
     publish_stats();
   }
@@ -299,7 +312,8 @@ Clock::time_point Engine::next_timer() const {
   return next;
 }
 
-void Engine::step() {
+// False if there was nothing that could be computed.
+bool Engine::step() {
   scheduler_->plan(&plan_, &scheduled_, &admitted_);
   const Clock::time_point now = Clock::now();
   const auto wall = std::chrono::system_clock::now().time_since_epoch();
@@ -321,7 +335,7 @@ void Engine::step() {
     --num_queued_;
     num_queued_tokens_ -= sequence->num_prompt_tokens;
   }
-  if (plan_.token_ids.empty()) return;
+  if (plan_.token_ids.empty()) return false;
 
   model_->forward(backend_.get(), plan_);
   std::vector<Sequence*> sampled;
@@ -339,6 +353,7 @@ void Engine::step() {
   ++counters_.num_steps;
   counters_.last_batch_size = static_cast<int32_t>(scheduled_.size());
   for (size_t i = 0; i < sampled.size(); ++i) handle_token(jobs_.at(sampled[i]->id).get(), &samples_[i]);
+  return true;
 }
 
 void Engine::handle_token(Job* job, SampleResult* result) {

@@ -83,7 +83,7 @@ class Engine {
   void run_loop();
   void take_inbox();
   bool expire_jobs();
-  void step();
+  bool step();
   void handle_token(Job* job, SampleResult* result);
   void finish(Job* job, ErrorCode code, const std::string& message);
   void complete(Job* job, StopReason reason, std::string rest);
@@ -127,6 +127,7 @@ class Engine {
   std::vector<uint64_t> ready_now_;
   EngineStats counters_;
 
+  std::mutex join_mutex_;
   std::thread thread_;  // last: starts when all else is ready
 };
 

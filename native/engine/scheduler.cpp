@@ -17,13 +17,12 @@ void Scheduler::add(Sequence* sequence) {
 void Scheduler::remove(Sequence* sequence) {
   running_.erase(std::remove(running_.begin(), running_.end(), sequence), running_.end());
   waiting_.erase(std::remove(waiting_.begin(), waiting_.end(), sequence), waiting_.end());
-  for (const int32_t block : sequence->block_table) pool_->release(block);
-  sequence->block_table.clear();
+  release_blocks(sequence);
 }
 
 bool Scheduler::has_work() const {
-  if (!waiting_.empty()) return true;
-  return std::any_of(running_.begin(), running_.end(), [](const Sequence* sequence) { return !sequence->paused; });
+  const auto active = [](const Sequence* sequence) { return !sequence->paused; };
+  return std::any_of(waiting_.begin(), waiting_.end(), active) || std::any_of(running_.begin(), running_.end(), active);
 }
 
 // Takes the blocks that hold its first `num_tokens` tokens; preempts younger sequences if it must. False if the sequence
@@ -41,10 +40,17 @@ bool Scheduler::grow(Sequence* sequence, int32_t num_tokens) {
   return true;
 }
 
+// Last block first: of a cached prefix the end is then given up before the beginning, without which the rest is lost.
+void Scheduler::release_blocks(Sequence* sequence) {
+  for (auto block = sequence->block_table.rbegin(); block != sequence->block_table.rend(); ++block) {
+    pool_->release(*block);
+  }
+  sequence->block_table.clear();
+}
+
 void Scheduler::preempt(Sequence* sequence) {
   running_.erase(std::remove(running_.begin(), running_.end(), sequence), running_.end());
-  for (const int32_t block : sequence->block_table) pool_->release(block);
-  sequence->block_table.clear();
+  release_blocks(sequence);
   sequence->num_computed = 0;
   sequence->num_published = 0;
   ++num_preemptions_;
@@ -115,10 +121,16 @@ void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vec
   for (Sequence* sequence : running_) {
     if (!sequence->paused && sequence->num_tokens() - sequence->num_computed > 1) prefill(sequence);
   }
-  while (!waiting_.empty() && plan->num_rows() < limits_.max_rows && num_running() < limits_.max_running) {
-    Sequence* sequence = waiting_.front();
+  // A preempted sequence whose reader lags is passed over: it would take blocks to compute nothing.
+  size_t next = 0;
+  while (next < waiting_.size() && plan->num_rows() < limits_.max_rows && num_running() < limits_.max_running) {
+    Sequence* sequence = waiting_[next];
+    if (sequence->paused) {
+      ++next;
+      continue;
+    }
     if (!admit(sequence)) break;  // in order: a large job at the front is not overtaken for ever
-    waiting_.pop_front();
+    waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(next));
     if (!sequence->admitted_before) {
       sequence->admitted_before = true;
       sequence->num_cached_tokens = std::min(sequence->num_computed, sequence->num_prompt_tokens);

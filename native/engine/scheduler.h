@@ -70,6 +70,7 @@ class Scheduler {
   bool admit(Sequence* sequence);
   bool grow(Sequence* sequence, int32_t num_tokens);
   void preempt(Sequence* sequence);
+  void release_blocks(Sequence* sequence);
   void schedule(Sequence* sequence, int32_t num_rows, StepPlan* plan, std::vector<Sequence*>* scheduled);
   static int32_t blocks_for(int32_t num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
 

@@ -132,6 +132,37 @@ TEST(a_shared_prefix_is_found_and_the_last_token_is_computed_anew) {
   CHECK_EQ(second->num_cached_tokens, 3 * kBlockTokens);
 }
 
+TEST(the_beginning_of_a_cached_prefix_outlives_its_end) {
+  Driver driver(8, 256, 8);
+  driver.add(64, 1, 0);
+  driver.step();
+  driver.add(6 * kBlockTokens - 1, 1, 5000);
+  driver.step();
+  Sequence* again = driver.add(64, 1, 0);
+  driver.step();
+  CHECK_EQ(again->num_cached_tokens, 2 * kBlockTokens);
+}
+
+TEST(a_preempted_sequence_that_is_paused_computes_nothing_and_holds_up_nobody) {
+  Driver driver(4, 64, 4);
+  Sequence* oldest = driver.add(30, 30, 0);
+  Sequence* paused = driver.add(30, 30, 1000);
+  while (driver.scheduler.num_preemptions() == 0) driver.step();
+  paused->paused = true;
+  const int32_t computed = paused->num_tokens();
+  Sequence* later = driver.add(8, 2, 2000);
+  for (int i = 0; i < 100; ++i) driver.step();
+  CHECK_EQ(oldest->num_tokens(), 60);
+  CHECK_EQ(later->num_tokens(), 10);
+  CHECK_EQ(paused->num_tokens(), computed);
+  CHECK(paused->block_table.empty());
+  CHECK(!driver.scheduler.has_work());
+  paused->paused = false;
+  CHECK(driver.scheduler.has_work());
+  for (int i = 0; i < 40; ++i) driver.step();
+  CHECK_EQ(paused->num_tokens(), 60);
+}
+
 TEST(another_salt_shares_nothing) {
   Driver driver(64, 256, 8);
   driver.add(64, 2, 0);
