@@ -1,6 +1,5 @@
 #include "cpu/packed_matrix.h"
 
-#include <array>
 #include <cstring>
 #include <string>
 
@@ -42,24 +41,29 @@ void scatter_nibbles(const uint8_t* codes, int64_t lane, uint8_t* tile) {
   for (int64_t chunk = 0; chunk < 4; ++chunk) std::memcpy(tile + 64 * chunk + 4 * lane, codes + 4 * chunk, 4);
 }
 
-void scatter_fifth_bits(const uint8_t* bits, int64_t lane, uint8_t* tile_bits) {
-  uint32_t word;
-  std::memcpy(&word, bits, sizeof word);
-  for (int64_t input = 0; input < kBlock; ++input) {
-    if (((word >> input) & 1) == 0) continue;
-    const int64_t bit = 64 * (input / 4) + 4 * lane + input % 4;
-    tile_bits[bit / 8] = static_cast<uint8_t>(tile_bits[bit / 8] | (1 << (bit % 8)));
+// `bits` has bit i of input i: four inputs' bits are a nibble of the tile's.
+void scatter_fifth_bits(uint32_t bits, int64_t lane, uint8_t* tile_bits) {
+  for (int64_t group = 0; group < 8; ++group) {
+    uint8_t* byte = tile_bits + 8 * group + lane / 2;
+    *byte = static_cast<uint8_t>(*byte | (bits >> 4 * group & 15) << 4 * (lane % 2));
   }
 }
 
-// The 16 bytes of a 4-bit block whose inputs 0 … 31 have the codes `code(i)`: input i below input 16 + i.
-template <class Code>
-std::array<uint8_t, 16> nibbles_of(const Code& code) {
-  std::array<uint8_t, 16> bytes;
-  for (int i = 0; i < 16; ++i) {
-    bytes[static_cast<size_t>(i)] = static_cast<uint8_t>((code(i) & 15) | (code(16 + i) & 15) << 4);
+uint32_t load_u32(const uint8_t* p) {
+  uint32_t word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
+
+// Moves 32 codes of 4 bits, each in its own byte at bit `shift`, to row `lane` of a tile's codes.
+void scatter_nibbles_of_bytes(const uint8_t* bytes, int shift, int64_t lane, uint8_t* tile) {
+  constexpr uint32_t kLow = 0x0f0f0f0f;
+  for (int64_t chunk = 0; chunk < 4; ++chunk) {
+    const uint32_t first = load_u32(bytes + 4 * chunk) >> shift & kLow;
+    const uint32_t second = load_u32(bytes + 16 + 4 * chunk) >> shift & kLow;
+    const uint32_t both = first | second << 4;
+    std::memcpy(tile + 64 * chunk + 4 * lane, &both, sizeof both);
   }
-  return bytes;
 }
 
 // The factors and 6-bit scales that start the K formats with minimums; `tile` is a super-block's.
@@ -78,24 +82,19 @@ void pack_groups(const uint8_t* source, int64_t lane, int64_t block_bytes, uint8
 void pack_q4_k(const uint8_t* source, int64_t lane, uint8_t* tile) {
   pack_groups(source, lane, kBlockBytesQ4_K, tile);
   for (int group = 0; group < kBlocksPerSuper; ++group) {
-    const uint8_t* codes = source + 16 + 32 * (group / 2);
-    const auto bytes = nibbles_of([&](int i) { return codes[i] >> 4 * (group % 2); });
-    scatter_nibbles(bytes.data(), lane, tile + 64 + group * kBlockBytesQ4_K);
+    scatter_nibbles_of_bytes(source + 16 + 32 * (group / 2), 4 * (group % 2), lane,
+                             tile + 64 + group * kBlockBytesQ4_K);
   }
 }
 
 void pack_q5_k(const uint8_t* source, int64_t lane, uint8_t* tile) {
   pack_groups(source, lane, kBlockBytesQ5_K, tile);
   for (int group = 0; group < kBlocksPerSuper; ++group) {
-    const uint8_t* codes = source + 48 + 32 * (group / 2);
-    const auto bytes = nibbles_of([&](int i) { return codes[i] >> 4 * (group % 2); });
-    std::array<uint8_t, 4> fifth_bits{};
-    for (size_t i = 0; i < 32; ++i) {
-      fifth_bits[i / 8] = static_cast<uint8_t>(fifth_bits[i / 8] | (source[16 + i] >> group & 1) << i % 8);
-    }
     uint8_t* block = tile + 64 + group * kBlockBytesQ5_K;
-    scatter_nibbles(bytes.data(), lane, block);
-    scatter_fifth_bits(fifth_bits.data(), lane, block + 256);
+    scatter_nibbles_of_bytes(source + 48 + 32 * (group / 2), 4 * (group % 2), lane, block);
+    uint32_t fifth_bits = 0;
+    for (int i = 0; i < kBlock; ++i) fifth_bits |= static_cast<uint32_t>(source[16 + i] >> group & 1) << i;
+    scatter_fifth_bits(fifth_bits, lane, block + 256);
   }
 }
 
@@ -103,16 +102,16 @@ void pack_q6_k(const uint8_t* source, int64_t lane, uint8_t* tile) {
   std::memcpy(tile + 2 * lane, source + 208, 2);
   for (int quarter = 0; quarter < kBlocksPerSuper; ++quarter) {
     const int q = quarter % 4;
-    const uint8_t* low = source + 64 * (quarter / 4) + 32 * (q % 2);
     const uint8_t* high = source + 128 + 32 * (quarter / 4);
-    const auto bytes = nibbles_of([&](int i) { return low[i] >> 4 * (q / 2); });
     uint8_t* block = tile + 32 + quarter * kBlockBytesQ6_K;
-    scatter_nibbles(bytes.data(), lane, block);
-    for (int input = 0; input < kBlock; ++input) {
-      const int chunk = input % 16 / 4;
-      const int shift = 2 * (2 * (chunk % 2) + input / 16);
-      uint8_t* top = block + 256 + 64 * (chunk / 2) + 4 * lane + input % 4;
-      *top = static_cast<uint8_t>(*top | (high[input] >> 2 * q & 3) << shift);
+    scatter_nibbles_of_bytes(source + 64 * (quarter / 4) + 32 * (q % 2), 4 * (q / 2), lane, block);
+    for (int pair = 0; pair < 2; ++pair) {
+      uint32_t top = 0;
+      for (int i = 0; i < 4; ++i) {  // chunk 2·pair + i / 2, its first or second four inputs
+        const uint8_t* bytes = high + 4 * (2 * pair + i / 2) + 16 * (i % 2);
+        top |= (load_u32(bytes) >> 2 * q & 0x03030303u) << 2 * i;
+      }
+      std::memcpy(block + 256 + 64 * pair + 4 * lane, &top, sizeof top);
     }
     block[384 + lane] = source[192 + 2 * quarter];
     block[400 + lane] = source[192 + 2 * quarter + 1];
@@ -133,12 +132,12 @@ void pack_unit(DType dtype, const uint8_t* source, int64_t lane, uint8_t* tile) 
       return;
     case DType::kQ5_0:
       scatter_nibbles(source + 6, lane, tile);
-      scatter_fifth_bits(source + 2, lane, tile + 256);
+      scatter_fifth_bits(load_u32(source + 2), lane, tile + 256);
       std::memcpy(tile + 320 + 2 * lane, source, 2);
       return;
     case DType::kQ5_1:
       scatter_nibbles(source + 8, lane, tile);
-      scatter_fifth_bits(source + 4, lane, tile + 256);
+      scatter_fifth_bits(load_u32(source + 4), lane, tile + 256);
       std::memcpy(tile + 320 + 2 * lane, source, 2);
       std::memcpy(tile + 352 + 2 * lane, source + 2, 2);
       return;
