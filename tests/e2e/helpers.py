@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,11 @@ from unit.gguf_builder import SPECIAL_TOKENS, byte_characters, tiny_vocabulary
 BLOCK_TOKENS = 16
 STOP_TOKEN_IDS = (0, 2)
 WAIT_S = 60.0
+
+
+def say(line: str) -> None:
+    """Prints a finding; `pytest -s` shows it."""
+    sys.stdout.write(f"\n{line}\n")
 
 
 @dataclass(frozen=True)
@@ -179,8 +185,7 @@ def make_engine(
     file = native.GgufFile(str(path))
     architecture = file.get("general.architecture")
     layers, kv_heads, head = (
-        file.get(f"{architecture}.{key}")
-        for key in ("block_count", "attention.head_count_kv", "rope.dimension_count")
+        file.get(f"{architecture}.{key}") for key in ("block_count", "attention.head_count_kv", "rope.dimension_count")
     )
     # A key and a value in FP16.
     settings.kv_cache_bytes = kv_blocks * BLOCK_TOKENS * layers * kv_heads * head * 4
