@@ -1,8 +1,10 @@
 // Every CPU kernel against float64, on every instruction set this machine has, with guard values around outputs; and
 // the same bits on all of them, for any number of rows (W-42).
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "check.h"
@@ -220,6 +222,18 @@ TEST(gate_and_up_agree_with_float64) {
       }
       const double exact = a / (1 + std::exp(-a)) * b;
       CHECK(std::fabs(exact - double{first[row * 43 + n]}) < 1e-3 * (1 + std::fabs(exact)));
+    }
+  }
+}
+
+TEST(rows_that_are_no_whole_number_of_blocks_are_refused) {
+  const std::vector<uint8_t> zeros(1 << 16);
+  for (const DType dtype : kFormats) {
+    const auto block = std::max<int64_t>(32, dtype_info(dtype).block_values);
+    CHECK_EQ(pack_matrix({{dtype, 3, 2 * block, zeros.data()}}, {}).num_pairs, 1);
+    for (const int64_t cols : {block / 2, block + block / 2}) {
+      CHECK_THROWS(ErrorCode::kUnsupportedModel, "a whole number of " + std::to_string(block),
+                   pack_matrix({{dtype, 3, cols, zeros.data()}}, {}));
     }
   }
 }
