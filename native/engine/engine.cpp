@@ -8,7 +8,7 @@
 #include <cstring>
 #include <future>
 
-#include "cpu/cpu_backend.h"
+#include "engine/backend_factory.h"
 
 namespace tw {
 namespace {
@@ -56,7 +56,7 @@ int32_t choose_kv_blocks(const ModelShape& shape, int64_t kv_cache_bytes) {
 Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
                const EngineOptions& options, const std::function<void(int)>& on_progress)
     : options_(resolve(options)), vocabulary_(std::move(vocabulary)) {
-  backend_ = cpu::make_cpu_backend(options_.num_threads);
+  backend_ = make_backend(options_.device, options_.num_threads);
   model_ = load_model(file, backend_.get(), options_.max_context_tokens, on_progress);
   const ModelShape& shape = model_->shape();
   if (static_cast<int32_t>(vocabulary_.size()) != shape.vocab_size) {
@@ -247,14 +247,15 @@ void Engine::run_loop() {
     take_inbox();
     if (expire_jobs()) {
       // Their blocks are free: nobody waits for the step to hear of it.
-      flush_ready();
       publish_stats();
+      flush_ready();
     }
     // A step that had nothing to compute, because all that waits needs blocks of paused sequences, is not tried again
     // before something changes.
     can_compute = scheduler_->has_work() && step() && scheduler_->has_work();
-    flush_ready();
+    // In this order, so that who is woken sees the ledger after what woke it.
     publish_stats();
+    flush_ready();
   }
 }
 
