@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tokenwire.v1 import inference_pb2 as pb
 from unit.gguf_builder import SPECIAL_TOKENS, byte_characters, tiny_vocabulary
 
@@ -21,6 +23,12 @@ WAIT_S = 60.0
 def say(line: str) -> None:
     """Prints a finding; `pytest -s` shows it."""
     sys.stdout.write(f"\n{line}\n")
+
+
+def only_when_asked(request: pytest.FixtureRequest) -> None:
+    """Skips a test that takes minutes, unless `-m` names `slow`."""
+    if "slow" not in request.config.getoption("markexpr"):
+        pytest.skip("takes minutes; run with -m slow")
 
 
 @dataclass(frozen=True)

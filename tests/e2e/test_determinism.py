@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 
-from e2e.helpers import Answer, Request, Transcript, make_engine, run_alone, say, settle
+from e2e.helpers import Answer, Request, Transcript, make_engine, only_when_asked, run_alone, say, settle
 from e2e.helpers_gate import CONTEXT, Report, make_requests, run_crowd, run_gate
 from e2e.helpers_mutation import MUTATIONS, MutantBuild
 from tokenwire import _native
@@ -67,7 +67,8 @@ def test_a_crowd_changes_no_byte_of_any_answer(tiny: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(100, 104))
-def test_a_crowd_changes_no_byte_of_very_many_answers(tiny: Path, seed: int) -> None:
+def test_a_crowd_changes_no_byte_of_very_many_answers(tiny: Path, seed: int, request: pytest.FixtureRequest) -> None:
+    only_when_asked(request)
     assert_holds(run_gate(_native, tiny, num_requests=4000, seed=seed, passes=6))
 
 
@@ -251,7 +252,10 @@ async def test_streams_over_grpc_are_the_same_alone_and_together(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_gate_catches_engines_that_break_the_promise(tiny: Path, tmp_path: Path) -> None:
+def test_the_gate_catches_engines_that_break_the_promise(
+    tiny: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    only_when_asked(request)
     build = MutantBuild(tmp_path)
     whole = run_gate_in_process(build.compile(None), tiny, 300)
     assert whole["differing"] == 0, whole["examples"]
