@@ -151,7 +151,9 @@ def main() -> None:
         if theirs:
             ratio = statistics.median(ours) / statistics.median(theirs)
             row["ratio"] = ratio
-            line += f"   peer {statistics.median(theirs):8.1f} ({min(theirs):.0f}–{max(theirs):.0f})   ratio {ratio:.2f}"
+            line += (
+                f"   peer {statistics.median(theirs):8.1f} ({min(theirs):.0f}–{max(theirs):.0f})   ratio {ratio:.2f}"
+            )
         print(line)
         sys.stdout.flush()
         report.append(row)

@@ -1,6 +1,6 @@
-"""Where a step's time goes: each operation's share, bytes and bandwidth, against what this machine can copy.
+"""Where a step's time goes: each operation's share, bytes and bandwidth, against what one core reads.
 
-    python -m benchmarks.ops MODEL.gguf [--depth N] [--streams N] [--prefill N]
+python -m benchmarks.ops MODEL.gguf [--depth N] [--streams N] [--prefill N]
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 from tokenwire import _native
 
 
-def read_bandwidth(num_bytes: int, threads: int) -> float:
-    """GB/s of summing a model-sized array, best of several runs; one NumPy thread an array part is not to be had, so
-    with more than one thread this is the figure of `threads` processes' worth only if memory is not the limit."""
+def read_bandwidth(num_bytes: int) -> float:
+    """GB/s at which one core reads an array of this size; the best of several runs."""
     array = np.ones(num_bytes // 8, dtype=np.int64)
     best = 0.0
     for _ in range(12):
@@ -69,8 +68,8 @@ def main() -> None:
 
     profile = runner.profile()
     total = sum(entry[1] for entry in profile.values())
-    print(f"{count / seconds:.1f} tok/s, {seconds * 1e3 / count:.3f} ms a token; {total / seconds:.1%} of it in operations")
-    bandwidth = read_bandwidth(runner.model_info.weight_bytes, arguments.threads)
+    print(f"{count / seconds:.1f} tok/s, {seconds * 1e3 / count:.3f} ms a token, {total / seconds:.1%} in operations")
+    bandwidth = read_bandwidth(runner.model_info.weight_bytes)
     print(f"one core reads a model-sized array at {bandwidth:.1f} GB/s")
     print(f"{'operation':26} {'share':>6} {'us a call':>10} {'MB a call':>10} {'GB/s':>7}")
     for name, (calls, spent, num_bytes) in sorted(profile.items(), key=lambda item: -item[1][1]):

@@ -132,6 +132,7 @@ void bind_reports(py::module_& module) {
 void bind_engine(py::module_& module) {
   py::class_<EngineOptions>(module, "EngineOptions")
       .def(py::init<>())
+      .def_readwrite("device", &EngineOptions::device)
       .def_readwrite("num_threads", &EngineOptions::num_threads)
       .def_readwrite("kv_cache_bytes", &EngineOptions::kv_cache_bytes)
       .def_readwrite("max_context_tokens", &EngineOptions::max_context_tokens)

@@ -1,4 +1,5 @@
-// tokenwire._native: conversion, lock release and error translation; nothing else. Interface: service/tokenwire/_native.pyi.
+// tokenwire._native: conversion, lock release and error translation; nothing else. Interface:
+// service/tokenwire/_native.pyi.
 #include "bindings/module.h"
 
 #include <string>
@@ -15,7 +16,8 @@ namespace {
 void register_error(py::module_& module) {
   static py::handle error_type = PyErr_NewExceptionWithDoc(
       "tokenwire._native.EngineError",
-      "Raised by everything here. `code` is one of errors.py's codes, `str()` one line for a person.", nullptr, nullptr);
+      "Raised by everything here. `code` is one of errors.py's codes, `str()` one line for a person.", nullptr,
+      nullptr);
   module.attr("EngineError") = error_type;
   py::register_exception_translator([](std::exception_ptr pending) {
     try {

@@ -1,8 +1,8 @@
 // What a device must do for a model: hold weights and the paged KV cache, and run the fused operations of one step.
 //
 // A model (native/models) is written once against this interface; native/cpu and native/cuda implement it. The
-// activations are the backend's own and each has one meaning (see Activation), so a model says only which weights to use
-// in which order. Every operation obeys DESIGN §3: an output row depends on its own input row, the weights and the
+// activations are the backend's own and each has one meaning (see Activation), so a model says only which weights to
+// use in which order. Every operation obeys DESIGN §3: an output row depends on its own input row, the weights and the
 // model's shape, never on the other rows of the step.
 #pragma once
 
@@ -19,9 +19,9 @@ namespace tw {
 // A row-major matrix as it lies in the model file: [num_rows, num_cols], each row a whole number of blocks.
 struct MatrixSource {
   DType dtype;
-  int64_t num_rows;   // outputs
-  int64_t num_cols;   // inputs
-  const void* data;   // valid during the call it is passed to
+  int64_t num_rows;  // outputs
+  int64_t num_cols;  // inputs
+  const void* data;  // valid during the call it is passed to
 };
 
 // Indexes a backend's weights.
@@ -49,21 +49,19 @@ struct ModelShape {
   int32_t head_dim = 0;
   float rms_eps = 0;
   RopeKind rope = RopeKind::kInterleaved;
-  int32_t rope_dims = 0;           // leading dimensions of a head that are rotated
-  std::vector<float> rope_cos;     // [context_length, rope_dims / 2]
-  std::vector<float> rope_sin;     // the same shape
+  int32_t rope_dims = 0;        // leading dimensions of a head that are rotated
+  std::vector<float> rope_cos;  // [context_length, rope_dims / 2]
+  std::vector<float> rope_sin;  // the same shape
 
   // Bytes of FP16 keys and values that one token takes in all layers.
-  int64_t kv_bytes_per_token() const {
-    return int64_t{2} * 2 * num_layers * num_kv_heads * head_dim;
-  }
+  int64_t kv_bytes_per_token() const { return int64_t{2} * 2 * num_layers * num_kv_heads * head_dim; }
 };
 
 // The most a step can hold, fixed when the backend is prepared.
 struct StepLimits {
-  int32_t max_rows = 0;         // tokens in a step
-  int32_t max_logit_rows = 0;   // rows whose logits are wanted
-  int32_t num_kv_blocks = 0;    // blocks in the pool
+  int32_t max_rows = 0;        // tokens in a step
+  int32_t max_logit_rows = 0;  // rows whose logits are wanted
+  int32_t num_kv_blocks = 0;   // blocks in the pool
 };
 
 // Bytes in use, by purpose.

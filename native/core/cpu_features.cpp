@@ -30,8 +30,8 @@ Isa select_isa() {
   for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512Vnni}) {
     if (std::string(wanted) != to_string(isa)) continue;
     if (isa > best) {
-      throw Error(ErrorCode::kInvalidRequest, std::string("TOKENWIRE_CPU_ISA=") + wanted +
-                                                  ": this processor has only " + to_string(best));
+      throw Error(ErrorCode::kInvalidRequest,
+                  std::string("TOKENWIRE_CPU_ISA=") + wanted + ": this processor has only " + to_string(best));
     }
     return isa;
   }

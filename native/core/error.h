@@ -30,7 +30,8 @@ const char* to_string(ErrorCode code);
 // The code of that name; kInternal for an unknown one.
 ErrorCode error_code_from_string(const std::string& name);
 
-class Error : public std::runtime_error {
+// Visible, since it is thrown by a backend in a library of its own and caught by the engine.
+class __attribute__((visibility("default"))) Error : public std::runtime_error {
  public:
   Error(ErrorCode code, std::string message) : std::runtime_error(std::move(message)), code_(code) {}
   ErrorCode code() const { return code_; }

@@ -1,4 +1,5 @@
-// Philox 4×32-10, a counter-based random generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+// Philox 4×32-10, a counter-based random generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// 2011).
 #pragma once
 
 #include <array>

@@ -8,15 +8,15 @@
 namespace tw {
 
 struct SamplingParams {
-  float temperature = 1.0f;          // 0 is greedy
-  float top_p = 1.0f;                // 1 is off
-  int32_t top_k = 0;                 // 0 is off
-  float min_p = 0.0f;                // 0 is off
-  float repetition_penalty = 1.0f;   // 1 is off
+  float temperature = 1.0f;         // 0 is greedy
+  float top_p = 1.0f;               // 1 is off
+  int32_t top_k = 0;                // 0 is off
+  float min_p = 0.0f;               // 0 is off
+  float repetition_penalty = 1.0f;  // 1 is off
   float frequency_penalty = 0.0f;
   float presence_penalty = 0.0f;
   std::vector<std::pair<int32_t, float>> logit_bias;  // ascending ids, inside the vocabulary
-  int32_t num_logprobs = -1;         // alternatives to report; -1 for no log-probabilities
+  int32_t num_logprobs = -1;                          // alternatives to report; -1 for no log-probabilities
   uint64_t seed = 0;
 
   bool has_penalties() const {
@@ -44,9 +44,9 @@ struct TokenScore {
 
 struct SampleResult {
   int32_t id = 0;
-  float logprob = 0;             // of the unmodified distribution; set if log-probabilities were asked for
-  std::vector<TokenScore> top;   // most probable first, ties to the lower id
-  bool finite = true;            // false if a logit was NaN or infinite: the row is unusable
+  float logprob = 0;            // of the unmodified distribution; set if log-probabilities were asked for
+  std::vector<TokenScore> top;  // most probable first, ties to the lower id
+  bool finite = true;           // false if a logit was NaN or infinite: the row is unusable
 };
 
 }  // namespace tw

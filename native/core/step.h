@@ -13,14 +13,14 @@ constexpr int32_t kBlockTokens = 16;
 struct SequenceSlice {
   int32_t first_row = 0;
   int32_t num_rows = 0;
-  int32_t position = 0;                 // of the first row, from 0
-  const int32_t* block_table = nullptr; // block of token t is block_table[t / kBlockTokens]
+  int32_t position = 0;                  // of the first row, from 0
+  const int32_t* block_table = nullptr;  // block of token t is block_table[t / kBlockTokens]
 };
 
 struct StepPlan {
-  std::vector<int32_t> token_ids;         // [rows]
-  std::vector<SequenceSlice> slices;      // cover all rows in order
-  std::vector<int32_t> logit_rows;        // rows whose logits are wanted, ascending
+  std::vector<int32_t> token_ids;     // [rows]
+  std::vector<SequenceSlice> slices;  // cover all rows in order
+  std::vector<int32_t> logit_rows;    // rows whose logits are wanted, ascending
 
   int32_t num_rows() const { return static_cast<int32_t>(token_ids.size()); }
   void clear() {

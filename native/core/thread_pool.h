@@ -9,11 +9,10 @@
 namespace tw {
 
 // The caller is thread 0. Each thread takes the items of a range of its own in order, so that what lies side by side in
-// memory is read by one thread, and then helps with the others' ranges. The caller never waits for a thread that has not
-// begun: helpers join a round while it is open, so one that the system holds up costs nothing unless it holds an item.
-// Between
-// rounds helpers spin for a short while, since a decode step starts one every few microseconds, and then sleep in the
-// kernel, so an idle engine uses no processor time. Only one thread may call for_each().
+// memory is read by one thread, and then helps with the others' ranges. The caller never waits for a thread that has
+// not begun: helpers join a round while it is open, so one that the system holds up costs nothing unless it holds an
+// item. Between rounds helpers spin for a short while, since a decode step starts one every few microseconds, and then
+// sleep in the kernel, so an idle engine uses no processor time. Only one thread may call for_each().
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);

@@ -1,9 +1,9 @@
 // Paged attention over FP16 keys and values, for prefill and decode alike.
 //
-// Reduction order, the same for every tile, chunk and thread: keys are cut in splits at multiples of kSplitTokens. Within
-// a split a score is Σ_d q[d]·k[d] in order of d (fma); weights are e^(score - the split's maximum); their sum runs over
-// 16 lanes by position and then over the lanes; values are Σ_t weight·v[t] in order of t (fma). Splits are combined in
-// order by combine_splits(). Reads 4 · head_dim bytes a key.
+// Reduction order, the same for every tile, chunk and thread: keys are cut in splits at multiples of kSplitTokens.
+// Within a split a score is Σ_d q[d]·k[d] in order of d (fma); weights are e^(score - the split's maximum); their sum
+// runs over 16 lanes by position and then over the lanes; values are Σ_t weight·v[t] in order of t (fma). Splits are
+// combined in order by combine_splits(). Reads 4 · head_dim bytes a key.
 #include "cpu/ops.h"
 
 namespace tw::cpu::TW_ISA {
@@ -77,8 +77,8 @@ void sum_values(const KvLayer& layer, const AttentionTile& tile, int row, int32_
     for (F32x16& a : r) a = F32x16::zero();
   }
   for (int32_t t = begin; t < end; ++t) {
-    const uint16_t* value = layer.values(tile.block_table[t / kBlockTokens], tile.kv_head) +
-                            int64_t{t % kBlockTokens} * layer.head_dim + d;
+    const uint16_t* value =
+        layer.values(tile.block_table[t / kBlockTokens], tile.kv_head) + int64_t{t % kBlockTokens} * layer.head_dim + d;
     F32x16 v[kVectors];
     for (int i = 0; i < kVectors; ++i) v[i] = F32x16::load_f16(value + 16 * i);
     for (int r = 0; r < kRows; ++r) {

@@ -37,12 +37,10 @@ struct ActivationBuffer {
     scales = AlignedBuffer(blocks * sizeof(float), "activations");
     code_sums = AlignedBuffer(2 * blocks * sizeof(int32_t), "activations");
     sums = AlignedBuffer(blocks * sizeof(float), "activations");
-    view = {num_cols,           values.as<float>(),       planes.as<int8_t>(),
+    view = {num_cols,           values.as<float>(),      planes.as<int8_t>(),
             scales.as<float>(), code_sums.as<int32_t>(), sums.as<float>()};
   }
-  size_t num_bytes() const {
-    return values.size() + planes.size() + scales.size() + code_sums.size() + sums.size();
-  }
+  size_t num_bytes() const { return values.size() + planes.size() + scales.size() + code_sums.size() + sums.size(); }
 };
 
 // What a thread needs while it computes an item.
@@ -103,9 +101,8 @@ class CpuBackend final : public Backend {
       body(int64_t{0}, num_rows);
       return;
     }
-    pool_.for_each((num_rows + kRowGrain - 1) / kRowGrain, [&](int64_t item, int) {
-      body(item * kRowGrain, std::min(num_rows, (item + 1) * kRowGrain));
-    });
+    pool_.for_each((num_rows + kRowGrain - 1) / kRowGrain,
+                   [&](int64_t item, int) { body(item * kRowGrain, std::min(num_rows, (item + 1) * kRowGrain)); });
   }
 
   void normalize(const float* x, VectorHandle gain, const PackedMatrix& next, int64_t num_rows);
@@ -128,13 +125,13 @@ class CpuBackend final : public Backend {
 
   const StepPlan* plan_ = nullptr;
   std::vector<int32_t> slice_of_row_;
-  AlignedBuffer hidden_;         // [rows, hidden_size]
-  ActivationBuffer normed_;      // [rows, hidden_size]
-  AlignedBuffer qkv_;            // [rows, qkv_size]
-  ActivationBuffer attention_;   // [rows, num_heads * head_dim]
-  ActivationBuffer feed_forward_; // [rows, ffn_size]
-  AlignedBuffer picked_;         // [logit rows, hidden_size]
-  AlignedBuffer logits_;         // [logit rows, vocab_size]
+  AlignedBuffer hidden_;           // [rows, hidden_size]
+  ActivationBuffer normed_;        // [rows, hidden_size]
+  AlignedBuffer qkv_;              // [rows, qkv_size]
+  ActivationBuffer attention_;     // [rows, num_heads * head_dim]
+  ActivationBuffer feed_forward_;  // [rows, ffn_size]
+  AlignedBuffer picked_;           // [logit rows, hidden_size]
+  AlignedBuffer logits_;           // [logit rows, vocab_size]
   std::vector<AttentionItem> items_;
   std::vector<float> partials_;  // split-parallel attention: [items, splits, kAttentionRows, head_dim]
   std::vector<AttentionState> partial_states_;
@@ -162,8 +159,9 @@ void CpuBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   slice_of_row_.resize(static_cast<size_t>(rows));
 
   kv_layer_values_ = int64_t{2} * shape.num_kv_heads * shape.head_dim * kBlockTokens;
-  kv_ = AlignedBuffer(static_cast<size_t>(kv_layer_values_ * shape.num_layers * limits.num_kv_blocks) * sizeof(uint16_t),
-                      "the KV pool");
+  kv_ =
+      AlignedBuffer(static_cast<size_t>(kv_layer_values_ * shape.num_layers * limits.num_kv_blocks) * sizeof(uint16_t),
+                    "the KV pool");
 
   int64_t widest = std::max<int64_t>(attention_size, shape.ffn_size);
   widest = std::max<int64_t>(widest, shape.hidden_size);
@@ -211,8 +209,7 @@ void CpuBackend::run_matmul(const PackedMatrix& matrix, const Activations& input
   const MatmulTask task = {&matrix, matrix.bias.empty() ? nullptr : matrix.bias.data(), input, out, out_stride,
                            epilogue};
   const int64_t threads = pool_.size();
-  const int64_t pairs_per_item =
-      num_rows == 1 ? std::clamp<int64_t>(matrix.num_pairs / (threads * 8), 1, 8) : 1;
+  const int64_t pairs_per_item = num_rows == 1 ? std::clamp<int64_t>(matrix.num_pairs / (threads * 8), 1, 8) : 1;
   const int64_t pair_items = (matrix.num_pairs + pairs_per_item - 1) / pairs_per_item;
   const int64_t row_items =
       std::clamp<int64_t>((4 * threads + pair_items - 1) / pair_items, 1, std::max<int64_t>(1, num_rows / 48));
@@ -249,17 +246,15 @@ void CpuBackend::rope_append(int32_t layer) {
       const float* cos = shape_.rope_cos.data() + int64_t{position} * half;
       const float* sin = shape_.rope_sin.data() + int64_t{position} * half;
       float* heads = qkv_.as<float>() + row * qkv_size_;
-      for (int32_t head = 0; head < shape_.num_heads; ++head) {
-        kernels_.rope_head(heads + int64_t{head} * shape_.head_dim, shape_.head_dim, shape_.rope_dims, interleaved,
-                           cos, sin, query_scale);
-      }
+      kernels_.rope_heads(heads, shape_.num_heads, shape_.head_dim, shape_.rope_dims, interleaved, cos, sin,
+                          query_scale);
       float* keys = heads + int64_t{shape_.num_heads} * shape_.head_dim;
       const float* values = keys + int64_t{shape_.num_kv_heads} * shape_.head_dim;
+      kernels_.rope_heads(keys, shape_.num_kv_heads, shape_.head_dim, shape_.rope_dims, interleaved, cos, sin, 1.0f);
       for (int32_t head = 0; head < shape_.num_kv_heads; ++head) {
-        float* key = keys + int64_t{head} * shape_.head_dim;
-        kernels_.rope_head(key, shape_.head_dim, shape_.rope_dims, interleaved, cos, sin, 1.0f);
-        kernels_.store_kv(kv, slice.block_table[position / kBlockTokens], position % kBlockTokens, head, key,
-                          values + int64_t{head} * shape_.head_dim);
+        const int64_t offset = int64_t{head} * shape_.head_dim;
+        kernels_.store_kv(kv, slice.block_table[position / kBlockTokens], position % kBlockTokens, head, keys + offset,
+                          values + offset);
       }
     }
   });
@@ -332,7 +327,8 @@ void CpuBackend::attend(int32_t layer) {
   const auto num_states = static_cast<size_t>(num_items * most_splits * kAttentionRows);
   partials_.resize(num_states * static_cast<size_t>(head_dim));
   partial_states_.resize(num_states);
-  for (size_t i = 0; i < num_states; ++i) partial_states_[i].values = partials_.data() + i * static_cast<size_t>(head_dim);
+  for (size_t i = 0; i < num_states; ++i)
+    partial_states_[i].values = partials_.data() + i * static_cast<size_t>(head_dim);
   pool_.for_each(num_items * most_splits, [&](int64_t index, int thread) {
     float* outputs[kAttentionRows];
     const AttentionTile tile = make_tile(items_[static_cast<size_t>(index / most_splits)], outputs);
@@ -349,8 +345,9 @@ void CpuBackend::attend(int32_t layer) {
       AttentionState total;
       total.values = values;
       for (int32_t split = 0; split < splits_of(tile); ++split) {
-        kernels_.combine_splits(&total, partial_states_[static_cast<size_t>((index * most_splits + split) * kAttentionRows + i)],
-                                shape_.head_dim);
+        kernels_.combine_splits(
+            &total, partial_states_[static_cast<size_t>((index * most_splits + split) * kAttentionRows + i)],
+            shape_.head_dim);
       }
       kernels_.finish_attention(total, shape_.head_dim, outputs[i]);
     }

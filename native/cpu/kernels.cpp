@@ -11,9 +11,8 @@ const Kernels& kernels() {
 #else
   constexpr Isa kIsa = Isa::kPortable;
 #endif
-  static const Kernels table = {kIsa,      quantize_rows, rms_norm,     matmul,         dequantize_row,
-                                rope_head, store_kv,      attend_split, combine_splits, finish_attention,
-                                max_value, exp_runs};
+  static const Kernels table = {kIsa,     quantize_rows, rms_norm,       matmul,           dequantize_row, rope_heads,
+                                store_kv, attend_split,  combine_splits, finish_attention, max_value,      exp_runs};
   return table;
 }
 

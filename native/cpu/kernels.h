@@ -87,9 +87,10 @@ struct Kernels {
                  uint8_t* scratch);
   // out[0 … num_cols) = row `row` of a part of a matrix that is not gate_up.
   void (*dequantize_row)(const MatrixPart& part, int64_t row, int64_t num_cols, float* out);
-  // Rotates one head in place: [rope_dims] values with cos/sin [rope_dims / 2], then multiplies all by `scale`.
-  void (*rope_head)(float* head, int32_t head_dim, int32_t rope_dims, bool interleaved, const float* cos,
-                    const float* sin, float scale);
+  // Rotates a token's heads in place: the first `rope_dims` values of each, with cos/sin [rope_dims / 2]. All values of
+  // a head are then multiplied by `scale`.
+  void (*rope_heads)(float* heads, int32_t num_heads, int32_t head_dim, int32_t rope_dims, bool interleaved,
+                     const float* cos, const float* sin, float scale);
   // Writes one token's key and value of one head.
   void (*store_kv)(const KvLayer& layer, int32_t block, int32_t slot, int32_t kv_head, const float* key,
                    const float* value);

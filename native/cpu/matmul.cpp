@@ -56,8 +56,8 @@ F32x16 min_of(const uint8_t* tile, int64_t b) {
   return F32x16::zero();
 }
 
-// How far ahead of the tile that is computed memory is asked for. Tiles lie one after another and a thread reads them in
-// that order, so this keeps several lines on their way, also across the ends of short rows.
+// How far ahead of the tile that is computed memory is asked for. Tiles lie one after another and a thread reads them
+// in that order, so this keeps several lines on their way, also across the ends of short rows.
 constexpr int64_t kPrefetchBytes = 8192;
 
 // One row × one tile → out[16].

@@ -12,8 +12,8 @@ void rms_norm(const float* x, int64_t x_stride, const float* gain, float eps, co
 void matmul(const MatmulTask& task, int64_t pair_begin, int64_t pair_end, int64_t row_begin, int64_t row_end,
             uint8_t* scratch);
 void dequantize_row(const MatrixPart& part, int64_t row, int64_t num_cols, float* out);
-void rope_head(float* head, int32_t head_dim, int32_t rope_dims, bool interleaved, const float* cos, const float* sin,
-               float scale);
+void rope_heads(float* heads, int32_t num_heads, int32_t head_dim, int32_t rope_dims, bool interleaved,
+                const float* cos, const float* sin, float scale);
 void store_kv(const KvLayer& layer, int32_t block, int32_t slot, int32_t kv_head, const float* key, const float* value);
 void attend_split(const KvLayer& layer, const AttentionTile& tile, int32_t split, AttentionState* states,
                   float* scratch);

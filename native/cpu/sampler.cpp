@@ -176,9 +176,8 @@ SampleResult sample_row(const Kernels& kernels, float* logits, int32_t vocab_siz
   if (changed) max = kernels.max_value(logits, vocab_size, &result.finite);
   if (!result.finite) return result;
 
-  result.id = params.temperature == 0.0f
-                  ? first_largest(logits, vocab_size, max)
-                  : draw(kernels, params, logits, vocab_size, max, job.token_index, scratch);
+  result.id = params.temperature == 0.0f ? first_largest(logits, vocab_size, max)
+                                         : draw(kernels, params, logits, vocab_size, max, job.token_index, scratch);
   if (params.num_logprobs >= 0) {
     result.logprob = static_cast<float>(double{raw[static_cast<size_t>(result.id)] - raw_max} - log_sum);
   }

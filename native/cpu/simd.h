@@ -1,8 +1,8 @@
 // Sixteen-lane vectors with the same meaning, bit for bit, on every instruction set.
 //
 // Kernels are written once against these types and compiled once an instruction set (native/CMakeLists.txt), into the
-// namespace TW_ISA. A float operation here is exactly one IEEE operation a lane and a sum over lanes has one fixed order,
-// so a kernel's result does not depend on the processor. This header may only be included by kernel sources.
+// namespace TW_ISA. A float operation here is exactly one IEEE operation a lane and a sum over lanes has one fixed
+// order, so a kernel's result does not depend on the processor. This header may only be included by kernel sources.
 #pragma once
 
 #if defined(TW_ISA_AVX512)

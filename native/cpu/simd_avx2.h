@@ -56,6 +56,9 @@ inline F32x16 abs(F32x16 a) {
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
 }
 
+// Lanes 2i and 2i+1 exchanged.
+inline F32x16 swap_pairs(F32x16 a) { return {_mm256_permute_ps(a.lo, 0xB1), _mm256_permute_ps(a.hi, 0xB1)}; }
+
 // Lanes [0, n) of `a`, `other` in the rest; n may be negative or beyond 16.
 inline F32x16 first_lanes(F32x16 a, int n, float other) {
   const __m256i count = _mm256_set1_epi32(n);

@@ -41,6 +41,9 @@ inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 
+// Lanes 2i and 2i+1 exchanged.
+inline F32x16 swap_pairs(F32x16 a) { return {_mm512_permute_ps(a.v, 0xB1)}; }
+
 // Lanes [0, n) of `a`, `other` in the rest; n may be negative or beyond 16.
 inline F32x16 first_lanes(F32x16 a, int n, float other) {
   const auto mask = static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1);

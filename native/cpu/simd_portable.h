@@ -81,6 +81,13 @@ inline F32x16 abs(F32x16 a) {
   return a;
 }
 
+// Lanes 2i and 2i+1 exchanged.
+inline F32x16 swap_pairs(F32x16 a) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ 1];
+  return r;
+}
+
 // Lanes [0, n) of `a`, `other` in the rest; n may be negative or beyond 16.
 inline F32x16 first_lanes(F32x16 a, int n, float other) {
   for (int i = n < 0 ? 0 : n; i < 16; ++i) a.v[i] = other;

@@ -1,7 +1,7 @@
 // The token loop: one thread that owns jobs, blocks and the device, and never takes Python's lock.
 //
-// Others talk to it through a bounded inbox (submit), each job's cancel flag, and fail_all(). It talks back through each
-// job's output and one eventfd, written at most once a step.
+// Others talk to it through a bounded inbox (submit), each job's cancel flag, and fail_all(). It talks back through
+// each job's output and one eventfd, written at most once a step.
 #pragma once
 
 #include <condition_variable>
@@ -22,14 +22,15 @@ namespace tw {
 
 // 0 means: choose for this machine and model.
 struct EngineOptions {
+  std::string device = "cpu";         // "cpu", "cuda" or "cuda:N"
   int32_t num_threads = 0;
   int64_t kv_cache_bytes = 0;
   int32_t max_context_tokens = 0;
-  int32_t max_batch_tokens = 0;       // rows in a step: the chunk of a prefill
+  int32_t max_batch_tokens = 0;  // rows in a step: the chunk of a prefill
   int32_t max_running_jobs = 0;
   int32_t max_queued_jobs = 256;
-  int64_t max_queued_tokens = 0;      // prompt tokens that wait
-  int32_t batch_window_ms = 0;        // how long an idle engine waits for company before a first step
+  int64_t max_queued_tokens = 0;  // prompt tokens that wait
+  int32_t batch_window_ms = 0;    // how long an idle engine waits for company before a first step
   bool prefix_cache = true;
   int32_t max_undelivered_tokens = 64;
   int32_t slow_reader_timeout_ms = 30000;
@@ -109,8 +110,8 @@ class Engine {
   bool woken_ = false;
   bool stopping_ = false;
   std::vector<std::shared_ptr<Job>> inbox_;
-  int32_t num_queued_ = 0;        // in the inbox or waiting in the scheduler, never admitted
-  int64_t num_queued_tokens_ = 0; // their prompts
+  int32_t num_queued_ = 0;         // in the inbox or waiting in the scheduler, never admitted
+  int64_t num_queued_tokens_ = 0;  // their prompts
   std::vector<std::function<void()>> errands_;
   std::vector<uint64_t> ready_;
   EngineStats stats_;

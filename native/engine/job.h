@@ -93,10 +93,10 @@ class Job {
 
   mutable std::mutex mutex_;
   bool reported_ready_ = false;
-  std::string started_;          // serialised, until taken
-  TokenEvent pending_;           // may be sent
+  std::string started_;                   // serialised, until taken
+  TokenEvent pending_;                    // may be sent
   std::vector<SampleResult> unreleased_;  // tokens whose text is held back
-  uint32_t next_index_ = 0;      // of the first token not yet in pending_
+  uint32_t next_index_ = 0;               // of the first token not yet in pending_
   std::optional<Outcome> outcome_;
   bool outcome_taken_ = false;
 };

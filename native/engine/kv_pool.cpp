@@ -56,8 +56,8 @@ KvPool::Hash KvPool::chain_hash(const Hash& parent, const int32_t* tokens) {
   return hash.digest();
 }
 
-const KvPool::Block* KvPool::find(const Hash& hash, const std::string& salt, const Hash& parent,
-                                  const int32_t* tokens, int32_t* index) const {
+const KvPool::Block* KvPool::find(const Hash& hash, const std::string& salt, const Hash& parent, const int32_t* tokens,
+                                  int32_t* index) const {
   const auto found = published_.find(hash);
   if (found == published_.end()) return nullptr;
   const Block& entry = blocks_[static_cast<size_t>(found->second)];

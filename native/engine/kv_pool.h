@@ -41,8 +41,8 @@ class KvPool {
 
   // Blocks that hold the longest published prefix of tokens[0 … num_tokens), each with one more reference.
   std::vector<int32_t> acquire_prefix(const std::string& salt, const int32_t* tokens, int32_t num_tokens);
-  // Makes a full block, whose content is computed, findable. `parent` is the chain hash before it. Returns its own chain
-  // hash. If the same content is already published, that other block stays the findable one.
+  // Makes a full block, whose content is computed, findable. `parent` is the chain hash before it. Returns its own
+  // chain hash. If the same content is already published, that other block stays the findable one.
   Hash publish(int32_t block, const std::string& salt, const Hash& parent, const int32_t* tokens);
   // Gives up all cached blocks; returns how many.
   int32_t clear_cache();
@@ -67,8 +67,8 @@ class KvPool {
 
   const bool prefix_cache_;
   std::vector<Block> blocks_;
-  std::vector<int32_t> free_;   // used as a stack: the same few blocks serve a light load
-  std::list<int32_t> lru_;      // cached blocks, least recently used first
+  std::vector<int32_t> free_;  // used as a stack: the same few blocks serve a light load
+  std::list<int32_t> lru_;     // cached blocks, least recently used first
   std::map<Hash, int32_t> published_;
 };
 

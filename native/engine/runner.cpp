@@ -5,12 +5,12 @@
 #include <string>
 
 #include "core/error.h"
-#include "cpu/cpu_backend.h"
+#include "engine/backend_factory.h"
 
 namespace tw {
 
 Runner::Runner(const gguf::File& file, const EngineOptions& options)
-    : backend_(std::make_unique<ProfilingBackend>(cpu::make_cpu_backend(options.num_threads))),
+    : backend_(std::make_unique<ProfilingBackend>(make_backend(options.device, options.num_threads))),
       model_(load_model(file, backend_.get(), options.max_context_tokens, [](int) {})),
       max_rows_(options.max_batch_tokens > 0 ? options.max_batch_tokens : 256) {
   StepLimits limits;
@@ -25,8 +25,8 @@ void Runner::append(int32_t sequence, const int32_t* ids, int32_t count) {
   State& state = states_[sequence];
   const int32_t total = state.num_tokens + count;
   if (total > model_->shape().context_length) {
-    throw Error(ErrorCode::kContextLengthExceeded, "the context holds " +
-                                                       std::to_string(model_->shape().context_length) + " tokens");
+    throw Error(ErrorCode::kContextLengthExceeded,
+                "the context holds " + std::to_string(model_->shape().context_length) + " tokens");
   }
   while (static_cast<int32_t>(state.block_table.size()) * kBlockTokens < total) {
     if (!pool_->can_allocate(1)) throw Error(ErrorCode::kKvCapacity, "the KV pool is full");
@@ -69,7 +69,8 @@ std::vector<float> Runner::forward(int32_t sequence, const std::vector<int32_t>&
 
 std::vector<float> Runner::forward_batch(const std::vector<int32_t>& sequences, const std::vector<int32_t>& ids) {
   if (sequences.size() != ids.size() || sequences.size() > static_cast<size_t>(max_rows_)) {
-    throw Error(ErrorCode::kInvalidRequest, "one token for each of at most " + std::to_string(max_rows_) + " sequences");
+    throw Error(ErrorCode::kInvalidRequest,
+                "one token for each of at most " + std::to_string(max_rows_) + " sequences");
   }
   if (std::set<int32_t>(sequences.begin(), sequences.end()).size() != sequences.size()) {
     throw Error(ErrorCode::kInvalidRequest, "a sequence is named twice");

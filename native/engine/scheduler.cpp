@@ -25,8 +25,8 @@ bool Scheduler::has_work() const {
   return std::any_of(waiting_.begin(), waiting_.end(), active) || std::any_of(running_.begin(), running_.end(), active);
 }
 
-// Takes the blocks that hold its first `num_tokens` tokens; preempts younger sequences if it must. False if the sequence
-// itself was preempted, being the youngest.
+// Takes the blocks that hold its first `num_tokens` tokens; preempts younger sequences if it must. False if the
+// sequence itself was preempted, being the youngest.
 bool Scheduler::grow(Sequence* sequence, int32_t num_tokens) {
   while (static_cast<int32_t>(sequence->block_table.size()) < blocks_for(num_tokens)) {
     if (pool_->can_allocate(1)) {

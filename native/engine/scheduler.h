@@ -14,33 +14,33 @@ namespace tw {
 // What the scheduler knows of a job.
 struct Sequence {
   uint64_t id = 0;
-  int32_t priority = 0;            // higher goes first; equal ones in order of arrival
+  int32_t priority = 0;  // higher goes first; equal ones in order of arrival
   std::string cache_salt;
-  std::vector<int32_t> tokens;     // prompt, then generated
+  std::vector<int32_t> tokens;  // prompt, then generated
   int32_t num_prompt_tokens = 0;
-  int32_t max_total_tokens = 0;    // prompt + max_tokens
+  int32_t max_total_tokens = 0;  // prompt + max_tokens
 
   // Owned by the scheduler.
-  int32_t num_computed = 0;        // leading tokens whose keys and values are in the cache
-  int32_t num_cached_tokens = 0;   // of the prompt, found in the prefix cache at the first admission
+  int32_t num_computed = 0;       // leading tokens whose keys and values are in the cache
+  int32_t num_cached_tokens = 0;  // of the prompt, found in the prefix cache at the first admission
   std::vector<int32_t> block_table;
-  int32_t num_published = 0;       // leading blocks offered to the prefix cache
-  KvPool::Hash chain{};            // hash of the last of those
+  int32_t num_published = 0;  // leading blocks offered to the prefix cache
+  KvPool::Hash chain{};       // hash of the last of those
   bool admitted_before = false;
-  bool paused = false;             // keeps its blocks, computes nothing
+  bool paused = false;  // keeps its blocks, computes nothing
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
 };
 
 struct SchedulerLimits {
-  int32_t max_rows = 0;       // tokens in a step
-  int32_t max_running = 0;    // sequences that hold blocks
+  int32_t max_rows = 0;     // tokens in a step
+  int32_t max_running = 0;  // sequences that hold blocks
 };
 
 // Continuous batching with chunked prefill. Each step: first every running sequence that waits for its next token (one
-// row each), then prompt chunks of running sequences in order of arrival, then newly admitted ones, until the row budget
-// is spent. If a running sequence needs a block and none can be had, the youngest running one is preempted: it gives its
-// blocks back, waits at the front, and later recomputes exactly what it had (DESIGN §3 makes that invisible).
+// row each), then prompt chunks of running sequences in order of arrival, then newly admitted ones, until the row
+// budget is spent. If a running sequence needs a block and none can be had, the youngest running one is preempted: it
+// gives its blocks back, waits at the front, and later recomputes exactly what it had (DESIGN §3 makes that invisible).
 class Scheduler {
  public:
   Scheduler(const SchedulerLimits& limits, KvPool* pool) : limits_(limits), pool_(pool) {}
@@ -76,8 +76,8 @@ class Scheduler {
 
   SchedulerLimits limits_;
   KvPool* pool_;
-  std::vector<Sequence*> running_;   // in order of admission: the last is the youngest
-  std::deque<Sequence*> waiting_;    // by priority, then arrival; preempted ones first among their priority
+  std::vector<Sequence*> running_;  // in order of admission: the last is the youngest
+  std::deque<Sequence*> waiting_;   // by priority, then arrival; preempted ones first among their priority
   int64_t num_preemptions_ = 0;
 };
 

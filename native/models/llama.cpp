@@ -8,6 +8,9 @@
 namespace tw {
 namespace {
 
+// Angles kept for all positions, 64 MiB of each of sine and cosine: 262,144 tokens of 128-dimensional heads.
+constexpr size_t kMaxRopeValues = size_t{1} << 24;
+
 struct Layer {
   VectorHandle attention_norm;  // [hidden]
   MatrixHandle qkv;             // [(heads + 2 kv_heads) · head_dim, hidden]
@@ -44,7 +47,8 @@ ModelShape read_shape(Loader* loader, int32_t max_context, const LlamaVariant& v
     throw Error(ErrorCode::kUnsupportedModel, "mixtures of experts are not supported");
   }
   shape.rms_eps = loader->real_or("attention.layer_norm_rms_epsilon", 1e-12f, 1e-1f, 1e-5f);
-  shape.rope_dims = loader->integer_or("rope.dimension_count", 2, static_cast<uint32_t>(shape.head_dim), shape.head_dim);
+  shape.rope_dims =
+      loader->integer_or("rope.dimension_count", 2, static_cast<uint32_t>(shape.head_dim), shape.head_dim);
   if (shape.rope_dims % 2 != 0) throw Error(ErrorCode::kModelLoadFailed, "an odd number of rotated dimensions");
   return shape;
 }
@@ -63,11 +67,16 @@ void build_rope(Loader* loader, ModelShape* shape) {
   std::vector<float> factors(static_cast<size_t>(half), 1.0f);
   if (loader->has_tensor("rope_freqs.weight")) factors = loader->vector("rope_freqs.weight", half);
   const auto size = static_cast<size_t>(shape->context_length) * static_cast<size_t>(half);
+  if (size > kMaxRopeValues) {
+    throw Error(ErrorCode::kUnsupportedModel, "a context of " + std::to_string(shape->context_length) +
+                                                  " tokens is too long; set a smaller maximum context");
+  }
   shape->rope_cos.resize(size);
   shape->rope_sin.resize(size);
   for (int32_t i = 0; i < half; ++i) {
     const double factor = factors[static_cast<size_t>(i)];
-    if (!(factor > 0) || !std::isfinite(factor)) throw Error(ErrorCode::kModelLoadFailed, "a rope factor is not positive");
+    if (!(factor > 0) || !std::isfinite(factor))
+      throw Error(ErrorCode::kModelLoadFailed, "a rope factor is not positive");
     const double frequency = std::pow(base, -2.0 * i / shape->rope_dims) / factor * position_scale;
     for (int32_t position = 0; position < shape->context_length; ++position) {
       const auto index = static_cast<size_t>(position) * static_cast<size_t>(half) + static_cast<size_t>(i);
@@ -113,7 +122,7 @@ class LlamaModel final : public Model {
 
   MatrixHandle embedding_;  // [vocab, hidden]
   VectorHandle output_norm_;
-  MatrixHandle head_;       // [vocab, hidden]; the embedding itself if the file has no output.weight
+  MatrixHandle head_;  // [vocab, hidden]; the embedding itself if the file has no output.weight
   std::vector<Layer> layers_;
 };
 
@@ -136,17 +145,16 @@ void LlamaModel::load_weights(Loader* loader, const LlamaVariant& variant) {
     layer.attention_norm = backend->add_vector(loader->vector(prefix + "attn_norm.weight", hidden));
     std::vector<float> bias;
     if (variant.qkv_bias || loader->has_tensor(prefix + "attn_q.bias")) {
-      for (const auto& [name, size] : {std::pair<const char*, int64_t>{"attn_q.bias", query},
-                                       {"attn_k.bias", key},
-                                       {"attn_v.bias", key}}) {
+      for (const auto& [name, size] :
+           {std::pair<const char*, int64_t>{"attn_q.bias", query}, {"attn_k.bias", key}, {"attn_v.bias", key}}) {
         const std::vector<float> part = loader->vector(prefix + name, size);
         bias.insert(bias.end(), part.begin(), part.end());
       }
     }
-    layer.qkv = backend->add_matrix({loader->matrix(prefix + "attn_q.weight", query, hidden),
-                                     loader->matrix(prefix + "attn_k.weight", key, hidden),
-                                     loader->matrix(prefix + "attn_v.weight", key, hidden)},
-                                    bias);
+    layer.qkv = backend->add_matrix(
+        {loader->matrix(prefix + "attn_q.weight", query, hidden), loader->matrix(prefix + "attn_k.weight", key, hidden),
+         loader->matrix(prefix + "attn_v.weight", key, hidden)},
+        bias);
     layer.attention_out = backend->add_matrix({loader->matrix(prefix + "attn_output.weight", hidden, query)}, {});
     layer.ffn_norm = backend->add_vector(loader->vector(prefix + "ffn_norm.weight", hidden));
     layer.gate_up = backend->add_gate_up(loader->matrix(prefix + "ffn_gate.weight", ffn, hidden),

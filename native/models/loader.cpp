@@ -37,16 +37,15 @@ bool Loader::has(const std::string& key) const { return file_.metadata().contain
 
 bool Loader::has_tensor(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
 
-int64_t Loader::num_rows(const std::string& name) const {
-  return file_.tensor(name).dims[1];
-}
+int64_t Loader::num_rows(const std::string& name) const { return file_.tensor(name).dims[1]; }
 
 // Scales that are not finite would poison every token's logits, so they are refused here, once.
 const gguf::TensorInfo& Loader::use(const gguf::TensorInfo& tensor) {
   const DTypeInfo& info = dtype_info(tensor.dtype);
   const auto num_blocks = static_cast<int64_t>(tensor.num_bytes / info.block_bytes);
   if (!quant::all_scales_finite(tensor.dtype, tensor.data, num_blocks)) {
-    throw Error(ErrorCode::kModelLoadFailed, "tensor `" + std::string(tensor.name) + "` holds a scale that is not finite");
+    throw Error(ErrorCode::kModelLoadFailed,
+                "tensor `" + std::string(tensor.name) + "` holds a scale that is not finite");
   }
   used_.insert(std::string(tensor.name));
   unpacked_.push_back(&tensor);
@@ -89,8 +88,8 @@ void Loader::finish() {
 std::string Loader::quant_kind() const {
   std::map<DType, int64_t> bytes;
   for (const gguf::TensorInfo& tensor : file_.tensors()) bytes[tensor.dtype] += static_cast<int64_t>(tensor.num_bytes);
-  const auto most = std::max_element(bytes.begin(), bytes.end(),
-                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto most =
+      std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   return most == bytes.end() ? "" : dtype_info(most->first).name;
 }
 

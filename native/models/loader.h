@@ -11,8 +11,8 @@
 
 namespace tw {
 
-// Every value read is checked against bounds, which are inclusive; every tensor is fetched with the shape expected, and a
-// mismatch names both.
+// Every value read is checked against bounds, which are inclusive; every tensor is fetched with the shape expected, and
+// a mismatch names both.
 class Loader {
  public:
   Loader(const gguf::File& file, Backend* backend, std::string architecture,

@@ -1,4 +1,5 @@
-// A model: its shape, its weights in a backend, and one forward pass. One file an architecture, one row in registry.cpp.
+// A model: its shape, its weights in a backend, and one forward pass. One file an architecture, one row in
+// registry.cpp.
 #pragma once
 
 #include <functional>

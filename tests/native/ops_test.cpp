@@ -280,6 +280,46 @@ TEST(rms_norm_agrees_with_float64) {
   }
 }
 
+TEST(rope_agrees_with_float64) {
+  std::mt19937 random(13);
+  struct RopeCase {
+    int32_t head_dim, rope_dims;
+    bool interleaved;
+  };
+  for (const RopeCase& c :
+       {RopeCase{64, 64, true}, {64, 64, false}, {80, 48, true}, {80, 32, false}, {80, 20, true}, {48, 40, false}}) {
+    const int32_t half = c.rope_dims / 2;
+    std::vector<float> cos, sin, first;
+    for (int32_t i = 0; i < half; ++i) {
+      cos.push_back(std::cos(0.37f * static_cast<float>(i)));
+      sin.push_back(std::sin(0.37f * static_cast<float>(i)));
+    }
+    std::vector<float> heads(static_cast<size_t>(3 * c.head_dim));
+    for (float& value : heads) value = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+    for (const Isa isa : usable_isas()) {
+      std::vector<float> out = heads;
+      out.push_back(kGuard);
+      kernels_for(isa).rope_heads(out.data(), 3, c.head_dim, c.rope_dims, c.interleaved, cos.data(), sin.data(), 0.5f);
+      CHECK_EQ(out.back(), kGuard);
+      if (first.empty()) first = out;
+      CHECK(std::memcmp(first.data(), out.data(), out.size() * sizeof(float)) == 0);
+    }
+    for (int32_t head = 0; head < 3; ++head) {
+      const float* before = &heads[static_cast<size_t>(head * c.head_dim)];
+      const float* after = &first[static_cast<size_t>(head * c.head_dim)];
+      for (int32_t i = 0; i < half; ++i) {
+        const int32_t a = c.interleaved ? 2 * i : i;
+        const int32_t b = c.interleaved ? 2 * i + 1 : i + half;
+        const auto n = static_cast<size_t>(i);
+        const double x = 0.5 * (double{before[a]} * double{cos[n]} - double{before[b]} * double{sin[n]});
+        const double y = 0.5 * (double{before[b]} * double{cos[n]} + double{before[a]} * double{sin[n]});
+        CHECK(std::fabs(x - double{after[a]}) < 1e-6 && std::fabs(y - double{after[b]}) < 1e-6);
+      }
+      for (int32_t i = c.rope_dims; i < c.head_dim; ++i) CHECK_EQ(after[i], 0.5f * before[i]);
+    }
+  }
+}
+
 // Attention over a context that ends inside a split and inside a block, each row with its own end.
 TEST(attention_agrees_with_float64_whatever_the_tile) {
   std::mt19937 random(12);
