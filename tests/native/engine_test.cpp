@@ -1,0 +1,389 @@
+// The token loop under many threads, on a tiny model: who submits, takes, cancels, asks and stops at the same time. Its
+// value is greatest under ThreadSanitizer and AddressSanitizer (scripts/sanitize.sh).
+#include "engine/engine.h"
+
+#include <poll.h>
+
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "check.h"
+#include "gguf/file.h"
+
+namespace {
+
+using tw::Engine;
+using tw::EngineOptions;
+using tw::ErrorCode;
+using tw::Job;
+using tw::JobSpec;
+using tw::Outcome;
+
+constexpr int32_t kVocab = 96;
+constexpr int32_t kStop = 0;
+constexpr int32_t kLayers = 2;
+constexpr int32_t kHidden = 64;
+constexpr int32_t kFfn = 128;
+constexpr int32_t kHeads = 4;
+constexpr int32_t kKvHeads = 2;
+constexpr int32_t kHeadDim = kHidden / kHeads;
+constexpr int32_t kContext = 256;
+constexpr int64_t kBlockBytes = int64_t{tw::kBlockTokens} * kLayers * kKvHeads * kHeadDim * 4;
+
+// A GGUF file of a `llama` model with random Q4_0 matrices.
+class TinyModel {
+ public:
+  TinyModel() : random_(1) {
+    text_key("general.architecture", "llama");
+    text_key("general.name", "tiny");
+    number_key("llama.block_count", kLayers);
+    number_key("llama.context_length", kContext);
+    number_key("llama.embedding_length", kHidden);
+    number_key("llama.feed_forward_length", kFfn);
+    number_key("llama.attention.head_count", kHeads);
+    number_key("llama.attention.head_count_kv", kKvHeads);
+    matrix("token_embd.weight", kVocab, kHidden);
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      const std::string block = "blk." + std::to_string(layer) + ".";
+      norm(block + "attn_norm.weight");
+      matrix(block + "attn_q.weight", kHeads * kHeadDim, kHidden);
+      matrix(block + "attn_k.weight", kKvHeads * kHeadDim, kHidden);
+      matrix(block + "attn_v.weight", kKvHeads * kHeadDim, kHidden);
+      matrix(block + "attn_output.weight", kHidden, kHeads * kHeadDim);
+      norm(block + "ffn_norm.weight");
+      matrix(block + "ffn_gate.weight", kFfn, kHidden);
+      matrix(block + "ffn_up.weight", kFfn, kHidden);
+      matrix(block + "ffn_down.weight", kHidden, kFfn);
+    }
+    norm("output_norm.weight");
+    bytes_ = "GGUF";
+    append<uint32_t>(&bytes_, 3);
+    append<uint64_t>(&bytes_, num_tensors_);
+    append<uint64_t>(&bytes_, num_keys_);
+    bytes_ += keys_ + tensors_;
+    bytes_.resize((bytes_.size() + 31) / 32 * 32);
+    bytes_ += data_;
+  }
+
+  tw::gguf::File file() const {
+    return tw::gguf::File::from_bytes("tiny.gguf", reinterpret_cast<const uint8_t*>(bytes_.data()), bytes_.size());
+  }
+
+ private:
+  enum : uint32_t { kTypeU32 = 4, kTypeString = 8, kF32 = 0, kQ4_0 = 2 };
+
+  template <class T>
+  static void append(std::string* out, T value) {
+    char raw[sizeof value];
+    std::memcpy(raw, &value, sizeof value);
+    out->append(raw, sizeof value);
+  }
+  static void text(std::string* out, const std::string& value) {
+    append<uint64_t>(out, value.size());
+    *out += value;
+  }
+  void text_key(const std::string& key, const std::string& value) {
+    text(&keys_, key);
+    append<uint32_t>(&keys_, kTypeString);
+    text(&keys_, value);
+    ++num_keys_;
+  }
+  void number_key(const std::string& key, int32_t value) {
+    text(&keys_, key);
+    append<uint32_t>(&keys_, kTypeU32);
+    append<int32_t>(&keys_, value);
+    ++num_keys_;
+  }
+  void tensor(const std::string& name, const std::vector<int64_t>& dims, uint32_t type) {
+    text(&tensors_, name);
+    append<uint32_t>(&tensors_, static_cast<uint32_t>(dims.size()));
+    for (const int64_t dim : dims) append<int64_t>(&tensors_, dim);
+    append<uint32_t>(&tensors_, type);
+    append<uint64_t>(&tensors_, data_.size());
+    ++num_tensors_;
+  }
+  void norm(const std::string& name) {
+    tensor(name, {kHidden}, kF32);
+    for (int32_t i = 0; i < kHidden; ++i) append<float>(&data_, 1.0f);
+  }
+  // Blocks of 32 values: a scale of 2^-4 in FP16, then a nibble a value.
+  void matrix(const std::string& name, int64_t rows, int64_t cols) {
+    tensor(name, {cols, rows}, kQ4_0);
+    for (int64_t block = 0; block < rows * cols / 32; ++block) {
+      append<uint16_t>(&data_, 0x2C00);
+      for (int i = 0; i < 16; ++i) append<uint8_t>(&data_, static_cast<uint8_t>(random_()));
+    }
+    data_.resize((data_.size() + 31) / 32 * 32);
+  }
+
+  std::mt19937 random_;
+  std::string keys_, tensors_, data_, bytes_;
+  uint64_t num_keys_ = 0, num_tensors_ = 0;
+};
+
+std::vector<std::string> vocabulary() {
+  std::vector<std::string> words(kVocab);
+  for (int32_t id = 1; id < kVocab; ++id) words[static_cast<size_t>(id)] = static_cast<char>(' ' + id - 1);
+  return words;
+}
+
+std::unique_ptr<Engine> make_engine(int32_t num_threads, int32_t kv_blocks, EngineOptions options = {}) {
+  static const TinyModel model;
+  options.num_threads = num_threads;
+  options.kv_cache_bytes = kv_blocks * kBlockBytes;
+  return std::make_unique<Engine>(model.file(), vocabulary(), std::vector<int32_t>{kStop}, options, [](int) {});
+}
+
+JobSpec random_spec(uint32_t seed) {
+  std::mt19937 random(seed);
+  const auto below = [&](uint32_t bound) { return static_cast<int32_t>(random() % bound); };
+  JobSpec spec;
+  spec.job_id = "job-" + std::to_string(seed);
+  spec.model = "tiny";
+  if (below(2) == 0) spec.prompt_ids.assign(static_cast<size_t>(16 + below(32)), 7);  // a beginning many share
+  for (int32_t left = 1 + below(40); left > 0; --left) spec.prompt_ids.push_back(1 + below(kVocab - 1));
+  spec.max_tokens = 1 + below(40);
+  spec.sampling.temperature = below(2) == 0 ? 0.0f : 1.0f;
+  spec.sampling.seed = seed;
+  spec.sampling.num_logprobs = below(3) - 1;
+  spec.sampling.repetition_penalty = below(3) == 0 ? 1.2f : 1.0f;
+  if (below(3) == 0) spec.stops = {"e", "AB"};
+  return spec;
+}
+
+// What a reader that only polls got from a job: ids are compared through their digest.
+struct Answer {
+  std::string error;
+  std::string digest;
+  tw::StopReason reason = tw::StopReason::kNone;
+  uint32_t num_tokens = 0;
+
+  bool operator==(const Answer& other) const {
+    return error == other.error && digest == other.digest && reason == other.reason && num_tokens == other.num_tokens;
+  }
+};
+
+Answer read_to_end(Job* job, const std::vector<std::string>& words) {
+  for (;;) {
+    const tw::Taken taken = job->take(words);
+    if (taken.outcome) {
+      const Outcome& outcome = *taken.outcome;
+      return {outcome.error_code, outcome.digest, outcome.stop_reason, outcome.metrics.tokens_out};
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+}
+
+void check_settled(Engine* engine) {
+  for (int tries = 0; engine->stats().active_jobs != 0 && tries < 10000; ++tries) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  CHECK_EQ(engine->audit(), std::string());
+  const tw::EngineStats stats = engine->stats();
+  CHECK_EQ(stats.active_jobs, 0);
+  CHECK_EQ(stats.queued_jobs, 0);
+  CHECK_EQ(stats.used_blocks, 0);
+}
+
+}  // namespace
+
+TEST(many_threads_get_what_one_gets_alone) {
+  constexpr uint32_t kThreads = 4;
+  constexpr uint32_t kJobs = 40;
+  const std::vector<std::string> words = vocabulary();
+  EngineOptions options;
+  options.prefix_cache = false;
+  const auto quiet = make_engine(1, 64, options);
+  std::vector<Answer> expected;
+  for (uint32_t i = 0; i < kThreads * kJobs; ++i) {
+    expected.push_back(read_to_end(quiet->submit(random_spec(i)).get(), words));
+    CHECK_EQ(expected.back().error, std::string());
+  }
+  options.prefix_cache = true;
+  options.max_batch_tokens = 24;
+  options.max_undelivered_tokens = 5;
+  const auto busy = make_engine(2, 20, options);
+  std::atomic<int> differing{0};
+  std::vector<std::thread> clients;
+  for (uint32_t thread = 0; thread < kThreads; ++thread) {
+    clients.emplace_back([&, thread] {
+      std::vector<std::shared_ptr<Job>> jobs;
+      for (uint32_t i = 0; i < kJobs; ++i) jobs.push_back(busy->submit(random_spec(thread * kJobs + i)));
+      // Small undelivered limits: every job must be read before any can be waited for, so readers take turns.
+      std::vector<char> done(kJobs, 0);
+      for (uint32_t left = kJobs; left > 0;) {
+        for (uint32_t i = 0; i < kJobs; ++i) {
+          if (done[i] != 0) continue;
+          const tw::Taken taken = jobs[i]->take(words);
+          if (!taken.outcome) continue;
+          const Outcome& outcome = *taken.outcome;
+          const Answer answer = {outcome.error_code, outcome.digest, outcome.stop_reason, outcome.metrics.tokens_out};
+          if (!(answer == expected[thread * kJobs + i])) ++differing;
+          done[i] = 1;
+          --left;
+        }
+        std::this_thread::yield();
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  CHECK_EQ(differing.load(), 0);
+  CHECK(busy->stats().num_preemptions > 0);
+  CHECK(busy->stats().num_cached_tokens > 0);
+  check_settled(busy.get());
+}
+
+TEST(wake_ups_alone_bring_every_job_to_its_reader) {
+  const std::vector<std::string> words = vocabulary();
+  const auto engine = make_engine(2, 32);
+  constexpr uint32_t kJobs = 120;
+  std::map<uint64_t, std::shared_ptr<Job>> live;
+  std::mutex mutex;
+  std::thread submitter([&] {
+    for (uint32_t i = 0; i < kJobs; ++i) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      const auto job = engine->submit(random_spec(i));
+      live.emplace(job->handle(), job);
+    }
+  });
+  uint32_t finished = 0;
+  while (finished < kJobs) {
+    pollfd ready = {engine->event_fd(), POLLIN, 0};
+    CHECK_EQ(poll(&ready, 1, 20000), 1);
+    if (ready.revents == 0) break;
+    for (const uint64_t handle : engine->take_ready()) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (live.at(handle)->take(words).outcome) ++finished;
+    }
+  }
+  submitter.join();
+  CHECK_EQ(finished, kJobs);
+  check_settled(engine.get());
+}
+
+TEST(cancels_questions_and_failures_from_all_sides_leave_the_ledger_exact) {
+  const std::vector<std::string> words = vocabulary();
+  const auto engine = make_engine(2, 20);
+  std::atomic<bool> over{false};
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> clients;
+  for (uint32_t thread = 0; thread < 3; ++thread) {
+    clients.emplace_back([&, thread] {
+      std::mt19937 random(thread);
+      for (uint32_t i = 0; i < 60; ++i) {
+        const auto job = engine->submit(random_spec(thread * 1000 + i));
+        std::thread canceller;
+        if (i % 3 == 0) {
+          canceller = std::thread([&, wait = random() % 400] {
+            std::this_thread::sleep_for(std::chrono::microseconds(wait));
+            job->cancel();
+            engine->wake();
+          });
+        }
+        const Answer answer = read_to_end(job.get(), words);
+        const std::set<std::string> allowed = {"", "CANCELLED", "UNAVAILABLE"};
+        if (allowed.count(answer.error) == 0) ++wrong;
+        if (canceller.joinable()) canceller.join();
+      }
+    });
+  }
+  std::thread asker([&] {
+    while (!over) {
+      if (!engine->audit().empty()) ++wrong;
+      const tw::EngineStats stats = engine->stats();
+      if (stats.free_blocks + stats.used_blocks + stats.cached_blocks != stats.total_blocks) ++wrong;
+      engine->take_ready();
+      std::this_thread::sleep_for(std::chrono::microseconds(300));
+    }
+  });
+  std::thread failer([&] {
+    while (!over) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      engine->fail_all(ErrorCode::kUnavailable, "a test says so");
+    }
+  });
+  for (std::thread& client : clients) client.join();
+  over = true;
+  asker.join();
+  failer.join();
+  CHECK_EQ(wrong.load(), 0);
+  check_settled(engine.get());
+}
+
+TEST(stopping_ends_every_job_and_refuses_new_ones) {
+  const std::vector<std::string> words = vocabulary();
+  for (uint32_t round = 0; round < 10; ++round) {
+    const auto engine = make_engine(2, 20);
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (uint32_t thread = 0; thread < 2; ++thread) {
+      threads.emplace_back([&, thread] {
+        for (uint32_t i = 0;; ++i) {
+          std::shared_ptr<Job> job;
+          try {
+            job = engine->submit(random_spec(thread * 1000 + i));
+          } catch (const tw::Error& error) {
+            if (error.code() != ErrorCode::kUnavailable) ++wrong;
+            return;
+          }
+          const std::string code = read_to_end(job.get(), words).error;
+          if (!code.empty() && code != "UNAVAILABLE") ++wrong;
+        }
+      });
+    }
+    for (int stopper = 0; stopper < 2; ++stopper) {
+      threads.emplace_back([&, round] {
+        std::this_thread::sleep_for(std::chrono::microseconds(500 * round));
+        engine->stop();
+        if (engine->fail_all(ErrorCode::kInternal, "too late") != 0) ++wrong;
+        if (engine->audit() != "the engine is not running") ++wrong;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    CHECK_EQ(wrong.load(), 0);
+    CHECK_EQ(engine->stats().used_blocks, 0);
+    CHECK_EQ(engine->stats().queued_jobs, 0);
+  }
+}
+
+TEST(a_job_outlives_its_engine) {
+  const std::vector<std::string> words = vocabulary();
+  std::shared_ptr<Job> job;
+  {
+    EngineOptions options;
+    options.max_undelivered_tokens = 2;
+    const auto engine = make_engine(1, 20, options);
+    JobSpec spec = random_spec(1);
+    spec.max_tokens = 100;
+    job = engine->submit(spec);
+  }
+  CHECK_EQ(read_to_end(job.get(), words).error, std::string("UNAVAILABLE"));
+  CHECK(!job->take(words).outcome);
+}
+
+TEST(slow_readers_and_late_jobs_end_with_their_own_errors) {
+  const std::vector<std::string> words = vocabulary();
+  EngineOptions options;
+  options.max_undelivered_tokens = 2;
+  options.slow_reader_timeout_ms = 30;
+  options.max_running_jobs = 1;
+  const auto engine = make_engine(1, 20, options);
+  JobSpec slow = random_spec(1);
+  slow.max_tokens = 100;
+  slow.stops.clear();
+  slow.sampling.logit_bias = {{kStop, -100.0f}};
+  const auto job = engine->submit(slow);
+  JobSpec late = slow;
+  late.timeout_ms = 5;
+  const auto queued = engine->submit(late);
+  CHECK_EQ(read_to_end(queued.get(), words).error, std::string("INFERENCE_TIMEOUT"));
+  while (!job->finished()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  const Answer answer = read_to_end(job.get(), words);
+  CHECK_EQ(answer.error, std::string("SLOW_CONSUMER"));
+  CHECK_EQ(answer.num_tokens, 2u);
+  check_settled(engine.get());
+}
