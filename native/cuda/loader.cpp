@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "core/error.h"
 #include "cuda/probe.h"
 
 namespace tw::cuda {
@@ -39,23 +40,51 @@ Function find_symbol(void* library, const char* name) {
   return reinterpret_cast<Function>(dlsym(library, name));
 }
 
+// The backend's library, or null with the reason.
+void* open_backend(std::string* reason) {
+  if (!has_driver()) {
+    *reason = "no NVIDIA driver";
+    return nullptr;
+  }
+  // Never closed: the CUDA runtime inside keeps state that must outlive this call.
+  void* const backend = dlopen(backend_path().c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (backend == nullptr) {
+    *reason = "cannot load the CUDA backend: " + last_error();
+    return nullptr;
+  }
+  const auto abi = find_symbol<decltype(&tw_cuda_abi)>(backend, "tw_cuda_abi");
+  if (abi == nullptr || abi() != TW_CUDA_ABI) {
+    *reason = std::string(kBackendName) + " belongs to another version of tokenwire";
+    return nullptr;
+  }
+  return backend;
+}
+
 }  // namespace
 
 bool built() { return true; }
 
 std::string status() {
-  if (!has_driver()) return "no NVIDIA driver";
-
-  // Never closed: the CUDA runtime inside keeps state that must outlive this call.
-  void* const backend = dlopen(backend_path().c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (backend == nullptr) return "cannot load the CUDA backend: " + last_error();
-  const auto abi = find_symbol<decltype(&tw_cuda_abi)>(backend, "tw_cuda_abi");
+  std::string reason;
+  void* const backend = open_backend(&reason);
+  if (backend == nullptr) return reason;
   const auto probe = find_symbol<decltype(&tw_cuda_probe)>(backend, "tw_cuda_probe");
-  if (abi == nullptr || probe == nullptr || abi() != TW_CUDA_ABI) {
-    return std::string(kBackendName) + " belongs to another version of tokenwire";
-  }
   const auto found = std::make_unique<TwCudaProbe>();
   return probe(found.get()) == 0 ? "available" : found->error;
+}
+
+std::unique_ptr<Backend> make_backend(int32_t device) {
+  const std::string reason = status();
+  if (reason != "available") {
+    throw Error(ErrorCode::kUnavailable, "device cuda:" + std::to_string(device) + " is not usable: " + reason);
+  }
+  std::string ignored;
+  const auto create =
+      find_symbol<decltype(&tw_cuda_create_backend)>(open_backend(&ignored), "tw_cuda_create_backend");
+  TwCudaFailure failure{};
+  auto* const backend = static_cast<Backend*>(create(device, &failure));
+  if (backend == nullptr) throw Error(error_code_from_string(failure.code), failure.message);
+  return std::unique_ptr<Backend>(backend);
 }
 
 }  // namespace tw::cuda

@@ -1,4 +1,5 @@
 // Stands for the CUDA backend in a build without it.
+#include "core/error.h"
 #include "cuda/loader.h"
 
 namespace tw::cuda {
@@ -6,5 +7,9 @@ namespace tw::cuda {
 bool built() { return false; }
 
 std::string status() { return "built without CUDA"; }
+
+std::unique_ptr<Backend> make_backend(int32_t device) {
+  throw Error(ErrorCode::kUnavailable, "device cuda:" + std::to_string(device) + " is not usable: " + status());
+}
 
 }  // namespace tw::cuda

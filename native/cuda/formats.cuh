@@ -1,0 +1,518 @@
+// The storage formats as the tensor cores read them: how a tile is laid out, packed and unpacked.
+//
+// A tile is 16 rows of a matrix. It holds, for each step of 64 inputs in order, kStepBytes bytes, and after all steps
+// kSuperBytes bytes for each four steps (256 inputs). In a step, lane l = 4r + q of a warp owns inputs 16q … 16q + 15 of
+// rows r and r + 8: its codes are one or more 16-byte loads, next to those of the other lanes. The step is four
+// mma.m16n8k16; input 2P, 2P + 1 of a lane (its "pair" P = 0…7) is the first (P even) or second (P odd) half of the
+// fragments of instruction P / 2. Activations use the same order, so a lane reads them as 32 consecutive bytes.
+//
+// Row i is stored times 2^e[i], which puts its largest magnitude into [128, 256); an epilogue takes it back. So neither
+// tiny nor huge weights meet the limits of FP16, and BF16 keeps every bit of what matters beside the row's largest value.
+//
+// kSteps layouts (bytes of a step, then of a super):
+//   F16, BF16  2048                                           two 16-byte chunks of row r, two of row r + 8
+//   F32        4096                                           FP16 head and FP16 rest, each as above
+//   Q8_0       1024 codes + 128, 64 scales                    one chunk a row
+//   Q4_0       512 nibbles, 64 scales                         word 0, 1: row r; pair P is bits 4(P%4), 16 + 4(P%4)
+//   Q4_1       512 nibbles, 128 scale and minimum
+//   Q5_0/Q5_1  as Q4_0/Q4_1 with 128 fifth bits before scales row r: bits P, 16 + P; row r + 8: 8 + P, 24 + P
+//   Q4_K       512 nibbles, 64 group scales and minimums | 64 super scales
+//   Q5_K       512 nibbles, 128 fifth bits, 64 group scales and minimums | 64
+//   Q6_K       512 nibbles, 256 top bits, 64 group scales | 32
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace tw::cuda {
+
+constexpr int kTileRows = 16;
+constexpr int kStepInputs = 64;
+constexpr int kLaneInputs = 16;
+
+__device__ __forceinline__ uint32_t as_u32(__half2 value) { return *reinterpret_cast<uint32_t*>(&value); }
+__device__ __forceinline__ __half2 as_half2(uint32_t value) { return *reinterpret_cast<__half2*>(&value); }
+__device__ __forceinline__ uint32_t pack_half2(float low, float high) {
+  return as_u32(__halves2half2(__float2half_rn(low), __float2half_rn(high)));
+}
+__device__ __forceinline__ uint32_t broadcast_low(uint32_t pair) { return as_u32(__low2half2(as_half2(pair))); }
+__device__ __forceinline__ uint32_t broadcast_high(uint32_t pair) { return as_u32(__high2half2(as_half2(pair))); }
+
+// Weights are read once a step: keep them out of L1.
+__device__ __forceinline__ uint4 load_stream(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+template <class T>
+__device__ __forceinline__ T load_const(const void* p) {
+  return __ldg(static_cast<const T*>(p));
+}
+
+__device__ __forceinline__ float read_f16(const uint8_t* p) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(p[0] | p[1] << 8)));
+}
+
+// 1024 + nibble in both halves: 0x6400 is 1024, whose last bit is worth 1.
+__device__ __forceinline__ uint32_t biased(uint32_t bits) { return bits | 0x64006400u; }
+
+// (biased - bias) · scale, in both halves; the difference is exact.
+__device__ __forceinline__ uint32_t scaled(uint32_t value, uint32_t bias, uint32_t scale) {
+  return as_u32(__hmul2_rn(__hsub2_rn(as_half2(value), as_half2(bias)), as_half2(scale)));
+}
+__device__ __forceinline__ uint32_t scaled_plus(uint32_t value, uint32_t scale, uint32_t minimum) {
+  return as_u32(__hfma2(__hsub2_rn(as_half2(value), as_half2(0x64006400u)), as_half2(scale), as_half2(minimum)));
+}
+
+__device__ __forceinline__ uint32_t nibble_pair(uint32_t word0, uint32_t word1, int pair) {
+  return ((pair < 4 ? word0 : word1) >> (4 * (pair & 3))) & 0x000f000fu;
+}
+// Fifth bits of a pair at bits 4 and 20; `row8` selects row r + 8.
+__device__ __forceinline__ uint32_t fifth_pair(uint32_t bits, int pair, bool row8) {
+  const int shift = pair + (row8 ? 8 : 0) - 4;
+  return (shift < 0 ? bits << -shift : bits >> shift) & 0x00100010u;
+}
+
+// --- Reading the file's blocks, when packing. `row` is the row's first byte, `k` an input, a multiple of 16. ---
+
+struct LaneCodes {
+  uint8_t code[kLaneInputs];
+};
+
+// Nibbles of a 32-value block whose byte i holds values i and 16 + i.
+__device__ inline LaneCodes half_block_nibbles(const uint8_t* nibbles, int k) {
+  LaneCodes codes;
+  const int shift = (k & 16) != 0 ? 4 : 0;
+  for (int i = 0; i < kLaneInputs; ++i) codes.code[i] = static_cast<uint8_t>(nibbles[i] >> shift & 15);
+  return codes;
+}
+__device__ inline void add_fifth_bits(const uint8_t* bits, int k, LaneCodes* codes) {
+  const int first = (k & 16) / 8;
+  const uint32_t word = bits[first] | bits[first + 1] << 8;
+  for (int i = 0; i < kLaneInputs; ++i) codes->code[i] = static_cast<uint8_t>(codes->code[i] | (word >> i & 1) << 4);
+}
+__device__ inline uint2 pack_nibbles(const LaneCodes& codes) {
+  uint32_t words[2] = {0, 0};
+  for (int pair = 0; pair < 8; ++pair) {
+    const uint32_t two = (codes.code[2 * pair] & 15u) | (codes.code[2 * pair + 1] & 15u) << 16;
+    words[pair / 4] |= two << (4 * (pair & 3));
+  }
+  return {words[0], words[1]};
+}
+__device__ inline uint32_t pack_fifth_bits(const LaneCodes& codes) {
+  uint32_t word = 0;
+  for (int pair = 0; pair < 8; ++pair) {
+    word |= (codes.code[2 * pair] >> 4 & 1u) << pair | (codes.code[2 * pair + 1] >> 4 & 1u) << (16 + pair);
+  }
+  return word;
+}
+
+// What packing a lane needs: the bytes of rows r and r + 8 (null past the end), its first input, each row's factor.
+struct PackLane {
+  const uint8_t* row[2];
+  float factor[2];
+  int k;
+  int lane;
+  uint8_t* step;   // where the step's bytes go
+  uint8_t* super;  // where the bytes of its four steps go
+};
+
+__device__ inline void store_scale(uint8_t* at, int lane, int words, int word, float low, float high) {
+  const int index = (lane >> 2) * 2 + ((lane & 3) >> 1);  // row r, 32-value block
+  reinterpret_cast<uint32_t*>(at)[index * words + word] = pack_half2(low, high);
+}
+
+// --- Formats. `value` is the plain reference; `unpack` gives the A fragments of a step's four instructions. ---
+
+template <bool kBrain>
+struct Float16Format {
+  static constexpr int kStepBytes = 2048;
+  static constexpr int kSuperBytes = 0;
+  static constexpr int kPasses = 1;
+  struct Raw {
+    uint4 chunk[4];
+  };
+  __device__ static float value(const uint8_t* row, int k) {
+    const auto bits = static_cast<unsigned short>(row[2 * k] | row[2 * k + 1] << 8);
+    return kBrain ? __uint_as_float(static_cast<uint32_t>(bits) << 16) : __half2float(__ushort_as_half(bits));
+  }
+  __device__ static void pack(const PackLane& p) {
+    for (int half = 0; half < 2; ++half) {
+      for (int chunk = 0; chunk < 2; ++chunk) {
+        uint32_t words[4];
+        for (int i = 0; i < 4; ++i) {
+          const int k = p.k + 8 * chunk + 2 * i;
+          words[i] = p.row[half] == nullptr ? 0
+                                            : pack_half2(value(p.row[half], k) * p.factor[half],
+                                                         value(p.row[half], k + 1) * p.factor[half]);
+        }
+        reinterpret_cast<uint4*>(p.step)[(half * 2 + chunk) * 32 + p.lane] = {words[0], words[1], words[2], words[3]};
+      }
+    }
+  }
+  __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t*, int lane) {
+    Raw raw;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) raw.chunk[i] = load_stream(step + i * 512 + lane * 16);
+    return raw;
+  }
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint4& low = raw.chunk[j / 2];
+      const uint4& high = raw.chunk[2 + j / 2];
+      a[j][0] = j % 2 == 0 ? low.x : low.z;
+      a[j][1] = j % 2 == 0 ? high.x : high.z;
+      a[j][2] = j % 2 == 0 ? low.y : low.w;
+      a[j][3] = j % 2 == 0 ? high.y : high.w;
+    }
+  }
+};
+
+struct Float32Format {
+  using Half = Float16Format<false>;
+  static constexpr int kStepBytes = 4096;
+  static constexpr int kSuperBytes = 0;
+  static constexpr int kPasses = 2;
+  struct Raw {
+    Half::Raw part[2];
+  };
+  __device__ static float value(const uint8_t* row, int k) {
+    const uint8_t* p = row + 4 * static_cast<int64_t>(k);
+    return __uint_as_float(p[0] | p[1] << 8 | p[2] << 16 | static_cast<uint32_t>(p[3]) << 24);
+  }
+  __device__ static void pack(const PackLane& p) {
+    for (int half = 0; half < 2; ++half) {
+      for (int chunk = 0; chunk < 2; ++chunk) {
+        uint32_t head[4], rest[4];
+        for (int i = 0; i < 4; ++i) {
+          float x[2] = {0, 0}, h[2];
+          for (int e = 0; e < 2; ++e) {
+            if (p.row[half] != nullptr) x[e] = value(p.row[half], p.k + 8 * chunk + 2 * i + e) * p.factor[half];
+            h[e] = __half2float(__float2half_rn(x[e]));
+          }
+          head[i] = pack_half2(h[0], h[1]);
+          rest[i] = pack_half2(x[0] - h[0], x[1] - h[1]);
+        }
+        auto* out = reinterpret_cast<uint4*>(p.step) + (half * 2 + chunk) * 32 + p.lane;
+        out[0] = {head[0], head[1], head[2], head[3]};
+        out[128] = {rest[0], rest[1], rest[2], rest[3]};
+      }
+    }
+  }
+  __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
+    return {{Half::load(step, super, lane), Half::load(step + 2048, super, lane)}};
+  }
+  __device__ __forceinline__ static void unpack(const Raw& raw, int lane, int pass, uint32_t (&a)[4][4]) {
+    Half::unpack(raw.part[pass], lane, 0, a);
+  }
+};
+
+struct Q8_0Format {
+  static constexpr int kStepBytes = 1088;
+  static constexpr int kSuperBytes = 0;
+  static constexpr int kPasses = 1;
+  struct Raw {
+    uint4 codes[2];
+    uint32_t scales;
+  };
+  __device__ static float value(const uint8_t* row, int k) {
+    const uint8_t* block = row + k / 32 * 34;
+    return read_f16(block) * static_cast<float>(static_cast<int8_t>(block[2 + k % 32]));
+  }
+  __device__ static void pack(const PackLane& p) {
+    float scale[2] = {0, 0};
+    for (int half = 0; half < 2; ++half) {
+      uint32_t words[4] = {0x80808080u, 0x80808080u, 0x80808080u, 0x80808080u};
+      if (p.row[half] != nullptr) {
+        const uint8_t* block = p.row[half] + p.k / 32 * 34;
+        scale[half] = read_f16(block) * p.factor[half];
+        for (int i = 0; i < 4; ++i) {
+          const uint8_t* c = block + 2 + p.k % 32 + 4 * i;
+          words[i] = (c[0] | c[1] << 8 | c[2] << 16 | static_cast<uint32_t>(c[3]) << 24) ^ 0x80808080u;
+        }
+      }
+      reinterpret_cast<uint4*>(p.step)[half * 32 + p.lane] = {words[0], words[1], words[2], words[3]};
+    }
+    store_scale(p.step + 1024, p.lane, 1, 0, scale[0], scale[1]);
+  }
+  __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t*, int lane) {
+    Raw raw;
+    raw.codes[0] = load_stream(step + lane * 16);
+    raw.codes[1] = load_stream(step + 512 + lane * 16);
+    raw.scales = load_const<uint32_t>(step + 1024 + (lane >> 1) * 4);
+    return raw;
+  }
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+    const uint32_t scale[2] = {broadcast_low(raw.scales), broadcast_high(raw.scales)};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t words[4] = {raw.codes[half].x, raw.codes[half].y, raw.codes[half].z, raw.codes[half].w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {  // 1024 + code + 128
+        a[j][half] = scaled(__byte_perm(words[j], 0x64646464u, 0x4140), 0x64806480u, scale[half]);
+        a[j][2 + half] = scaled(__byte_perm(words[j], 0x64646464u, 0x4342), 0x64806480u, scale[half]);
+      }
+    }
+  }
+};
+
+// Q4_0, Q4_1, Q5_0 and Q5_1: value = scale · code + minimum, where the symmetric formats have minimum = -scale · middle.
+template <bool kFifth, bool kMinimum>
+struct NibbleFormat {
+  static constexpr int kScaleBytes = kMinimum ? 128 : 64;
+  static constexpr int kFifthBytes = kFifth ? 128 : 0;
+  static constexpr int kStepBytes = 512 + kFifthBytes + kScaleBytes;
+  static constexpr int kSuperBytes = 0;
+  static constexpr int kPasses = 1;
+  static constexpr int kHead = kMinimum ? 4 : 2;
+  static constexpr int kBlockBytes = kHead + (kFifth ? 4 : 0) + 16;
+  static constexpr float kMiddle = kFifth ? 16.0f : 8.0f;
+  struct Raw {
+    uint4 nibbles;
+    uint32_t fifth;
+    uint2 scales;
+  };
+  __device__ static LaneCodes codes(const uint8_t* block, int k) {
+    LaneCodes result = half_block_nibbles(block + kBlockBytes - 16, k);
+    if (kFifth) add_fifth_bits(block + kHead, k, &result);
+    return result;
+  }
+  __device__ static float value(const uint8_t* row, int k) {
+    const uint8_t* block = row + k / 32 * kBlockBytes;
+    const int i = k % 32;
+    int code = block[kBlockBytes - 16 + i % 16] >> (i < 16 ? 0 : 4) & 15;
+    if (kFifth) code |= (block[kHead + i / 8] >> (i % 8) & 1) << 4;
+    const float scale = read_f16(block);
+    return kMinimum ? scale * static_cast<float>(code) + read_f16(block + 2)
+                    : scale * (static_cast<float>(code) - kMiddle);
+  }
+  __device__ static void pack(const PackLane& p) {
+    uint2 words[2] = {{0, 0}, {0, 0}};
+    uint32_t fifth = 0;
+    float scale[2] = {0, 0};
+    float minimum[2] = {0, 0};
+    for (int half = 0; half < 2; ++half) {
+      if (p.row[half] == nullptr) continue;
+      const uint8_t* block = p.row[half] + p.k / 32 * kBlockBytes;
+      const LaneCodes lane_codes = codes(block, p.k);
+      words[half] = pack_nibbles(lane_codes);
+      fifth |= pack_fifth_bits(lane_codes) << (8 * half);
+      scale[half] = read_f16(block) * p.factor[half];
+      if (kMinimum) minimum[half] = read_f16(block + 2) * p.factor[half];
+    }
+    reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
+    if (kFifth) reinterpret_cast<uint32_t*>(p.step + 512)[p.lane] = fifth;
+    uint8_t* scales = p.step + 512 + kFifthBytes;
+    store_scale(scales, p.lane, kMinimum ? 2 : 1, 0, scale[0], scale[1]);
+    if (kMinimum) store_scale(scales, p.lane, 2, 1, minimum[0], minimum[1]);
+  }
+  __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t*, int lane) {
+    Raw raw{};
+    raw.nibbles = load_stream(step + lane * 16);
+    if (kFifth) raw.fifth = load_const<uint32_t>(step + 512 + lane * 4);
+    const uint8_t* scales = step + 512 + kFifthBytes;
+    if (kMinimum) {
+      raw.scales = load_const<uint2>(scales + (lane >> 1) * 8);
+    } else {
+      raw.scales.x = load_const<uint32_t>(scales + (lane >> 1) * 4);
+    }
+    return raw;
+  }
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t scale = half == 0 ? broadcast_low(raw.scales.x) : broadcast_high(raw.scales.x);
+      const uint32_t minimum = half == 0 ? broadcast_low(raw.scales.y) : broadcast_high(raw.scales.y);
+      const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
+      const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
+#pragma unroll
+      for (int pair = 0; pair < 8; ++pair) {
+        uint32_t bits = nibble_pair(w0, w1, pair);
+        if (kFifth) bits |= fifth_pair(raw.fifth, pair, half == 1);
+        a[pair / 2][pair % 2 * 2 + half] = kMinimum ? scaled_plus(biased(bits), scale, minimum)
+                                                    : scaled(biased(bits), kFifth ? 0x64106410u : 0x64086408u, scale);
+      }
+    }
+  }
+};
+
+// Group scale and minimum of Q4_K and Q5_K, 6 bits each in 12 bytes (quant/k_groups.h).
+__device__ inline void group_scale(const uint8_t* packed, int group, int* scale, int* minimum) {
+  if (group < 4) {
+    *scale = packed[group] & 63;
+    *minimum = packed[group + 4] & 63;
+  } else {
+    const int low = packed[group + 4];
+    *scale = (low & 15) | (packed[group - 4] >> 6) << 4;
+    *minimum = (low >> 4) | (packed[group] >> 6) << 4;
+  }
+}
+
+template <bool kFifth>
+struct GroupedFormat {
+  static constexpr int kFifthBytes = kFifth ? 128 : 0;
+  static constexpr int kStepBytes = 576 + kFifthBytes;
+  static constexpr int kSuperBytes = 64;
+  static constexpr int kPasses = 1;
+  static constexpr int kBlockBytes = kFifth ? 176 : 144;
+  struct Raw {
+    uint4 nibbles;
+    uint32_t fifth;
+    uint32_t groups;  // scale of r, of r + 8, minimum of r, of r + 8
+    uint2 supers;     // scales of r and r + 8, scales of the minimums
+  };
+  __device__ static int code(const uint8_t* block, int i) {
+    const int group = i / 32;
+    int result = block[kBlockBytes - 128 + group / 2 * 32 + i % 32] >> (group % 2 * 4) & 15;
+    if (kFifth) result |= (block[16 + i % 32] >> group & 1) << 4;
+    return result;
+  }
+  __device__ static float value(const uint8_t* row, int k) {
+    const uint8_t* block = row + k / 256 * kBlockBytes;
+    int scale, minimum;
+    group_scale(block + 4, k % 256 / 32, &scale, &minimum);
+    return read_f16(block) * static_cast<float>(scale) * static_cast<float>(code(block, k % 256)) -
+           read_f16(block + 2) * static_cast<float>(minimum);
+  }
+  __device__ static void pack(const PackLane& p) {
+    uint2 words[2] = {{0, 0}, {0, 0}};
+    uint32_t fifth = 0, groups = 0;
+    float super_scale[2] = {0, 0}, super_minimum[2] = {0, 0};
+    for (int half = 0; half < 2; ++half) {
+      if (p.row[half] == nullptr) continue;
+      const uint8_t* block = p.row[half] + p.k / 256 * kBlockBytes;
+      LaneCodes codes;
+      for (int i = 0; i < kLaneInputs; ++i) codes.code[i] = static_cast<uint8_t>(code(block, p.k % 256 + i));
+      words[half] = pack_nibbles(codes);
+      fifth |= pack_fifth_bits(codes) << (8 * half);
+      int scale, minimum;
+      group_scale(block + 4, p.k % 256 / 32, &scale, &minimum);
+      groups |= static_cast<uint32_t>(scale) << (8 * half) | static_cast<uint32_t>(minimum) << (16 + 8 * half);
+      super_scale[half] = read_f16(block) * p.factor[half];
+      super_minimum[half] = read_f16(block + 2) * p.factor[half];
+    }
+    reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
+    if (kFifth) reinterpret_cast<uint32_t*>(p.step + 512)[p.lane] = fifth;
+    reinterpret_cast<uint32_t*>(p.step + 512 + kFifthBytes)[p.lane >> 1] = groups;
+    reinterpret_cast<uint2*>(p.super)[p.lane >> 2] = {pack_half2(super_scale[0], super_scale[1]),
+                                                      pack_half2(super_minimum[0], super_minimum[1])};
+  }
+  __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
+    Raw raw{};
+    raw.nibbles = load_stream(step + lane * 16);
+    if (kFifth) raw.fifth = load_const<uint32_t>(step + 512 + lane * 4);
+    raw.groups = load_const<uint32_t>(step + 512 + kFifthBytes + (lane >> 1) * 4);
+    raw.supers = load_const<uint2>(super + (lane >> 2) * 8);
+    return raw;
+  }
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const __half2 d = as_half2(raw.supers.x);
+      const __half2 dmin = as_half2(raw.supers.y);
+      const float scale_of = __half2float(half == 0 ? __low2half(d) : __high2half(d));
+      const float min_of = __half2float(half == 0 ? __low2half(dmin) : __high2half(dmin));
+      const float s = scale_of * static_cast<float>(raw.groups >> (8 * half) & 63u);
+      const float m = min_of * static_cast<float>(raw.groups >> (16 + 8 * half) & 63u);
+      const uint32_t scale = pack_half2(s, s);
+      const uint32_t minimum = pack_half2(-m, -m);
+      const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
+      const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
+#pragma unroll
+      for (int pair = 0; pair < 8; ++pair) {
+        uint32_t bits = nibble_pair(w0, w1, pair);
+        if (kFifth) bits |= fifth_pair(raw.fifth, pair, half == 1);
+        a[pair / 2][pair % 2 * 2 + half] = scaled_plus(biased(bits), scale, minimum);
+      }
+    }
+  }
+};
+
+struct Q6_KFormat {
+  static constexpr int kStepBytes = 832;
+  static constexpr int kSuperBytes = 32;
+  static constexpr int kPasses = 1;
+  static constexpr int kBlockBytes = 210;
+  struct Raw {
+    uint4 nibbles;
+    uint2 top;
+    uint32_t scales;  // of r and r + 8, signed bytes
+    uint32_t supers;
+  };
+  __device__ static int code(const uint8_t* block, int i) {
+    const int half = i / 128;
+    const int quarter = i % 128 / 32;
+    const int low = block[64 * half + 32 * (quarter % 2) + i % 32] >> (quarter < 2 ? 0 : 4) & 15;
+    return low | (block[128 + 32 * half + i % 32] >> (2 * quarter) & 3) << 4;
+  }
+  __device__ static float value(const uint8_t* row, int k) {
+    const uint8_t* block = row + k / 256 * kBlockBytes;
+    const auto scale = static_cast<int8_t>(block[192 + k % 256 / 16]);
+    return read_f16(block + 208) * static_cast<float>(scale) * static_cast<float>(code(block, k % 256) - 32);
+  }
+  __device__ static void pack(const PackLane& p) {
+    uint2 words[2] = {{0, 0}, {0, 0}};
+    uint32_t top[2] = {0, 0}, scales = 0;
+    float super[2] = {0, 0};
+    for (int half = 0; half < 2; ++half) {
+      if (p.row[half] == nullptr) continue;
+      const uint8_t* block = p.row[half] + p.k / 256 * kBlockBytes;
+      LaneCodes codes;
+      for (int i = 0; i < kLaneInputs; ++i) codes.code[i] = static_cast<uint8_t>(code(block, p.k % 256 + i));
+      words[half] = pack_nibbles(codes);
+      for (int pair = 0; pair < 8; ++pair) {
+        top[half] |= (codes.code[2 * pair] >> 4 & 3u) << (2 * pair) |
+                     (codes.code[2 * pair + 1] >> 4 & 3u) << (16 + 2 * pair);
+      }
+      scales |= static_cast<uint32_t>(block[192 + p.k % 256 / 16]) << (8 * half);
+      super[half] = read_f16(block + 208) * p.factor[half];
+    }
+    reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
+    reinterpret_cast<uint2*>(p.step + 512)[p.lane] = {top[0], top[1]};
+    reinterpret_cast<uint16_t*>(p.step + 768)[p.lane] = static_cast<uint16_t>(scales);
+    reinterpret_cast<uint32_t*>(p.super)[p.lane >> 2] = pack_half2(super[0], super[1]);
+  }
+  __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
+    Raw raw;
+    raw.nibbles = load_stream(step + lane * 16);
+    raw.top = load_const<uint2>(step + 512 + lane * 8);
+    raw.scales = load_const<uint16_t>(step + 768 + lane * 2);
+    raw.supers = load_const<uint32_t>(super + (lane >> 2) * 4);
+    return raw;
+  }
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const __half2 d = as_half2(raw.supers);
+      const auto group = static_cast<int8_t>(raw.scales >> (8 * half));
+      const float s = __half2float(half == 0 ? __low2half(d) : __high2half(d)) * static_cast<float>(group);
+      const uint32_t scale = pack_half2(s, s);
+      const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
+      const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
+      const uint32_t top = half == 0 ? raw.top.x : raw.top.y;
+#pragma unroll
+      for (int pair = 0; pair < 8; ++pair) {
+        const int shift = 2 * pair - 4;
+        const uint32_t high = (shift < 0 ? top << -shift : top >> shift) & 0x00300030u;
+        a[pair / 2][pair % 2 * 2 + half] =
+            scaled(biased(nibble_pair(w0, w1, pair) | high), 0x64206420u, scale);
+      }
+    }
+  }
+};
+
+using F32Format = Float32Format;
+using F16Format = Float16Format<false>;
+using BF16Format = Float16Format<true>;
+using Q4_0Format = NibbleFormat<false, false>;
+using Q4_1Format = NibbleFormat<false, true>;
+using Q5_0Format = NibbleFormat<true, false>;
+using Q5_1Format = NibbleFormat<true, true>;
+using Q4_KFormat = GroupedFormat<false>;
+using Q5_KFormat = GroupedFormat<true>;
+
+}  // namespace tw::cuda

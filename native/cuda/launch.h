@@ -1,0 +1,41 @@
+// Kernel launches with programmatic dependent launch: a kernel may start while its predecessor ends, fetches its weights,
+// and waits (await_predecessor) before it touches what earlier kernels wrote.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/check.h"
+
+namespace tw::cuda {
+
+// Every kernel launched by launch() calls this before it reads or writes anything but weights; since all do, whatever
+// the chain of kernels wrote before is complete and visible afterwards.
+__device__ __forceinline__ void await_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel of the stream begin its own preparation.
+__device__ __forceinline__ void release_successor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, Args... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  TW_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+
+}  // namespace tw::cuda

@@ -1,0 +1,42 @@
+#include "cuda/matmul.h"
+
+#include "core/error.h"
+
+namespace tw::cuda {
+
+extern const FormatKernels kF32Kernels, kF16Kernels, kBF16Kernels, kQ8_0Kernels, kQ4_0Kernels, kQ4_1Kernels,
+    kQ5_0Kernels, kQ5_1Kernels, kQ4_KKernels, kQ5_KKernels, kQ6_KKernels;
+
+const FormatKernels& kernels_for(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return kF32Kernels;
+    case DType::kF16: return kF16Kernels;
+    case DType::kBF16: return kBF16Kernels;
+    case DType::kQ8_0: return kQ8_0Kernels;
+    case DType::kQ4_0: return kQ4_0Kernels;
+    case DType::kQ4_1: return kQ4_1Kernels;
+    case DType::kQ5_0: return kQ5_0Kernels;
+    case DType::kQ5_1: return kQ5_1Kernels;
+    case DType::kQ4_K: return kQ4_KKernels;
+    case DType::kQ5_K: return kQ5_KKernels;
+    case DType::kQ6_K: return kQ6_KKernels;
+  }
+  throw Error(ErrorCode::kInternal, "a storage format without CUDA kernels");
+}
+
+// The wide kernel reads weights once for 64 tokens but fills the device only with many outputs or tokens.
+bool prefers_wide(const PackedPart& part, bool, int32_t num_tokens) {
+  constexpr int64_t kFewTokens = 64;
+  constexpr int64_t kEnoughBlocks = 96;
+  const int64_t blocks = ((part.num_tiles + 15) / 16) * ((int64_t{num_tokens} + 63) / 64);
+  return num_tokens > kFewTokens && blocks >= kEnoughBlocks;
+}
+
+void matmul(const MatmulTask& task) {
+  if (task.num_tokens < 1 || task.input_stride % 64 != 0 || task.part.num_splits > task.part.num_steps) {
+    throw Error(ErrorCode::kInternal, "a matrix product of an impossible shape");
+  }
+  kernels_for(task.part.dtype).matmul(task);
+}
+
+}  // namespace tw::cuda

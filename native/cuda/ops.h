@@ -1,0 +1,75 @@
+// The operations between the matrix products, each in the file of its name.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace tw::cuda {
+
+// --- rms_norm.cu ---
+
+struct NormTask {
+  const float* input;       // [rows, input_stride]
+  const int32_t* rows;      // row of each token, or null
+  int64_t input_stride;     // multiple of 64
+  int32_t num_tokens;
+  int32_t square_stride;    // multiple of 16, at least input_stride / 16
+  float inverse_size;
+  float epsilon;
+  float gain_factor;
+  const float* gain;        // [input_stride]
+  __half* out;              // [tokens, input_stride]
+  float* token_factors;     // [tokens]
+  cudaStream_t stream;
+};
+void normalize(const NormTask& task);
+
+// out = input · 2^e with e chosen by the row's largest magnitude; token_factors gets 2^-e.
+void scale_to_half(const float* input, int64_t stride, int32_t num_tokens, __half* out, float* token_factors,
+                   cudaStream_t stream);
+
+// --- rope.cu, attention.cu ---
+
+// Where one row of a step stands. Rows with position -1 belong to no sequence.
+struct StepRows {
+  const int32_t* positions;      // [rows]
+  const int32_t* table_offsets;  // [rows], into tables
+  const int32_t* tables;         // block ids of all sequences
+};
+
+// One layer's heads and cache. A block of the pool is [layers][keys, values][kv heads][16 tokens][head_dim] FP16.
+struct AttentionTask {
+  StepRows step;
+  int32_t num_rows;
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  bool interleaved;
+  int32_t rope_dims;
+  const float* rope_cos;     // [positions, rope_dims / 2]
+  const float* rope_sin;
+  const float* qkv;          // [rows, qkv_stride], before rotation
+  int64_t qkv_stride;
+  __half* cache;             // of this layer in block 0
+  int64_t block_stride;      // FP16 values between blocks
+  int32_t max_splits;        // of the rows of this launch
+  bool append;               // attention also writes the rows' own keys and values: each sequence has one row
+  float* partials;           // [rows, heads, max_splits, head_dim + 2]
+  int32_t* arrivals;         // [rows, kv heads · head groups], zero between launches
+  __half* out;               // [rows, out_stride]
+  int64_t out_stride;
+  cudaStream_t stream;
+};
+
+// Keys a split holds; splits begin at its multiples.
+constexpr int kSplitKeys = 128;
+
+bool supports_head_dim(int32_t head_dim);
+// Head groups that attention() makes of the query heads that share a kv head.
+int32_t head_groups(int32_t heads_per_kv);
+void rope_append(const AttentionTask& task);
+void attention(const AttentionTask& task);
+
+}  // namespace tw::cuda

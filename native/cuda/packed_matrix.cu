@@ -1,0 +1,133 @@
+#include "cuda/packed_matrix.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "core/error.h"
+#include "cuda/check.h"
+#include "cuda/matmul.h"
+
+namespace tw::cuda {
+namespace {
+
+constexpr size_t kChunkBytes = size_t{32} << 20;
+constexpr int32_t kTileRowCount = 16;
+constexpr int32_t kStepWidth = 64;
+
+// Splits of the inputs, so that a single token keeps the whole device busy: about 16 warps for each of 132 processors.
+// A property of the shape, since it decides the order of summation.
+int32_t choose_splits(int32_t num_tiles, int32_t tiles_per_block, int32_t num_steps) {
+  constexpr int32_t kWantedWarps = 2112;
+  constexpr int32_t kMostSplits = 16;
+  constexpr int32_t kFewestSplits = 4;
+  const int32_t blocks = std::max(1, num_tiles / tiles_per_block);
+  const int32_t wanted = std::clamp((kWantedWarps + blocks - 1) / blocks, kFewestSplits, kMostSplits);
+  return std::min(wanted, num_steps);
+}
+
+int64_t row_bytes_of(const MatrixSource& source) {
+  const DTypeInfo& info = dtype_info(source.dtype);
+  return source.num_cols / info.block_values * info.block_bytes;
+}
+
+}  // namespace
+
+Packer::Packer(MemoryTracker* tracker)
+    : tracker_(tracker), staging_(kChunkBytes), chunk_(tracker, Purpose::kWorkspace, kChunkBytes) {}
+
+PackedPart Packer::allocate(const MatrixSource& source, bool paired, PackedMatrix* matrix) {
+  if (source.num_cols % 32 != 0) {
+    throw Error(ErrorCode::kUnsupportedModel, "the CUDA backend needs layer widths divisible by 32, not " +
+                                                  std::to_string(source.num_cols));
+  }
+  const FormatKernels& kernels = kernels_for(source.dtype);
+  PackedPart part{};
+  part.dtype = source.dtype;
+  part.num_rows = static_cast<int32_t>(source.num_rows);
+  const auto row_tiles = static_cast<int32_t>((source.num_rows + kTileRowCount - 1) / kTileRowCount);
+  part.num_tiles = paired ? 2 * row_tiles : (row_tiles + 1) / 2 * 2;
+  part.num_steps = static_cast<int32_t>((source.num_cols + kStepWidth - 1) / kStepWidth);
+  part.num_splits = choose_splits(part.num_tiles, paired ? 2 : 1, part.num_steps);
+  part.tile_stride = int64_t{part.num_steps} * kernels.step_bytes + (part.num_steps + 3) / 4 * kernels.super_bytes;
+  matrix->storage.emplace_back(tracker_, Purpose::kWeights,
+                               static_cast<size_t>(part.tile_stride) * static_cast<size_t>(part.num_tiles));
+  part.tiles = matrix->storage.back().as<uint8_t>();
+  matrix->storage.emplace_back(tracker_, Purpose::kWeights,
+                               static_cast<size_t>(part.num_tiles) * kTileRowCount * sizeof(float));
+  part.row_factors = matrix->storage.back().as<float>();
+  return part;
+}
+
+void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t tile_step, int32_t first_tile) {
+  const int64_t row_bytes = row_bytes_of(source);
+  const int64_t rows_per_chunk = static_cast<int64_t>(kChunkBytes) / row_bytes / kTileRowCount * kTileRowCount;
+  if (rows_per_chunk == 0) throw Error(ErrorCode::kUnsupportedModel, "a row of a matrix is too long");
+  for (int64_t row = 0; row < source.num_rows; row += rows_per_chunk) {
+    const int64_t rows = std::min(rows_per_chunk, source.num_rows - row);
+    const auto bytes = static_cast<size_t>(rows * row_bytes);
+    std::memcpy(staging_.as<uint8_t>(), static_cast<const uint8_t*>(source.data) + row * row_bytes, bytes);
+    TW_CUDA_CHECK(cudaMemcpyAsync(chunk_.as<uint8_t>(), staging_.as<uint8_t>(), bytes, cudaMemcpyHostToDevice,
+                                  stream_.get()));
+    PackTask task{};
+    task.rows = chunk_.as<uint8_t>();
+    task.row_bytes = row_bytes;
+    task.num_rows = static_cast<int32_t>(rows);
+    task.num_cols = static_cast<int32_t>(source.num_cols);
+    task.first_tile = first_tile + static_cast<int32_t>(row / kTileRowCount) * tile_step;
+    task.tile_step = tile_step;
+    task.num_steps = part.num_steps;
+    task.tile_stride = part.tile_stride;
+    task.tiles = const_cast<uint8_t*>(part.tiles);
+    task.row_factors = const_cast<float*>(part.row_factors);
+    task.stream = stream_.get();
+    kernels_for(source.dtype).pack(task);
+    stream_.synchronize();
+  }
+}
+
+PackedMatrix Packer::pack_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias) {
+  PackedMatrix matrix;
+  matrix.num_cols = static_cast<int32_t>(parts.at(0).num_cols);
+  size_t next = 0;
+  while (next < parts.size()) {
+    // Neighbours of one format whose rows fill whole tiles become one part, so one launch serves them.
+    size_t end = next + 1;
+    MatrixSource joined = parts[next];
+    while (end < parts.size() && parts[end].dtype == joined.dtype && joined.num_rows % kTileRowCount == 0) {
+      joined.num_rows += parts[end].num_rows;
+      ++end;
+    }
+    PackedPart part = allocate(joined, false, &matrix);
+    part.first_output = matrix.num_rows;
+    int64_t rows = 0;
+    for (; next < end; ++next) {
+      upload(parts[next], part, 1, static_cast<int32_t>(rows / kTileRowCount));
+      rows += parts[next].num_rows;
+    }
+    matrix.num_rows += part.num_rows;
+    matrix.parts.push_back(part);
+  }
+  if (!bias.empty()) {
+    matrix.bias = DeviceBuffer(tracker_, Purpose::kWeights, bias.size() * sizeof(float));
+    TW_CUDA_CHECK(cudaMemcpy(matrix.bias.as<float>(), bias.data(), bias.size() * sizeof(float), cudaMemcpyHostToDevice));
+  }
+  return matrix;
+}
+
+PackedMatrix Packer::pack_gate_up(const MatrixSource& gate, const MatrixSource& up) {
+  if (gate.dtype != up.dtype || gate.num_rows != up.num_rows || gate.num_cols != up.num_cols) {
+    throw Error(ErrorCode::kUnsupportedModel, "gate and up matrices of different format or shape");
+  }
+  PackedMatrix matrix;
+  matrix.gate_up = true;
+  matrix.num_rows = static_cast<int32_t>(gate.num_rows);
+  matrix.num_cols = static_cast<int32_t>(gate.num_cols);
+  const PackedPart part = allocate(gate, true, &matrix);
+  upload(gate, part, 2, 0);
+  upload(up, part, 2, 1);
+  matrix.parts.push_back(part);
+  return matrix;
+}
+
+}  // namespace tw::cuda

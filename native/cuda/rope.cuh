@@ -1,0 +1,45 @@
+// Rotary position embedding (Su et al. 2021): the one rotation that every kernel uses, so all get the same bits.
+#pragma once
+
+#include "cuda/ops.h"
+
+namespace tw::cuda {
+
+// Value `d` of a rotated head. `cos` and `sin` are of the head's position.
+__device__ __forceinline__ float rotated(const AttentionTask& task, const float* head, const float* cos,
+                                         const float* sin, int d) {
+  if (d >= task.rope_dims) return head[d];
+  const int half = task.rope_dims / 2;
+  const int i = task.interleaved ? d / 2 : d % half;
+  const int first = task.interleaved ? d & ~1 : i;
+  const int second = task.interleaved ? d | 1 : i + half;
+  const float x = head[first];
+  const float y = head[second];
+  return d == first ? __fmaf_rn(x, cos[i], -__fmul_rn(y, sin[i])) : __fmaf_rn(x, sin[i], __fmul_rn(y, cos[i]));
+}
+
+// Keys of a kv head in a block; values follow at values_offset().
+__device__ __forceinline__ int64_t head_offset(const AttentionTask& task, int kv_head) {
+  return static_cast<int64_t>(kv_head) * 16 * task.head_dim;
+}
+__device__ __forceinline__ int64_t values_offset(const AttentionTask& task) {
+  return static_cast<int64_t>(task.num_kv_heads) * 16 * task.head_dim;
+}
+
+// Writes the rotated key and the value of a row. All threads of the block take part.
+__device__ __forceinline__ void append_row(const AttentionTask& task, int64_t row, int kv_head, int position,
+                                           int thread, int num_threads) {
+  const int half = task.rope_dims / 2;
+  const float* key = task.qkv + row * task.qkv_stride + static_cast<int64_t>(task.num_heads + kv_head) * task.head_dim;
+  const float* value = key + static_cast<int64_t>(task.num_kv_heads) * task.head_dim;
+  const float* cos = task.rope_cos + static_cast<int64_t>(position) * half;
+  const float* sin = task.rope_sin + static_cast<int64_t>(position) * half;
+  const int block = task.step.tables[task.step.table_offsets[row] + position / 16];
+  __half* keys = task.cache + block * task.block_stride + head_offset(task, kv_head) + position % 16 * task.head_dim;
+  for (int d = thread; d < task.head_dim; d += num_threads) {
+    keys[d] = __float2half_rn(rotated(task, key, cos, sin, d));
+    keys[values_offset(task) + d] = __float2half_rn(value[d]);
+  }
+}
+
+}  // namespace tw::cuda
