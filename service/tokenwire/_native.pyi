@@ -57,6 +57,8 @@ class EngineOptions:
     """Settings of an engine. 0 means: choose for this machine or model. Every attribute can be assigned."""
 
     def __init__(self) -> None: ...
+    device: str
+    """`cpu` (the default), `cuda` or `cuda:N`."""
     num_threads: int
     kv_cache_bytes: int
     max_context_tokens: int
