@@ -88,7 +88,7 @@ def run_case(engine: _native.Engine, case: Case, seed: int) -> float:
             if outcome is not None:
                 outcomes.append(outcome)
                 del waiting[handle]
-        time.sleep(0.002)
+        time.sleep(0.02)
     failed = [outcome.error_message for outcome in outcomes if outcome.error_code]
     if failed:
         raise RuntimeError(failed[0])

@@ -122,9 +122,37 @@ void unpack_tile(const uint8_t* tile, int64_t num_blocks, UnpackedBlock* out) {
   for (int64_t b = 0; b < num_blocks; ++b) unpack_block<Tile>(tile, b, out + b);
 }
 
-// kRows rows × kTiles unpacked tiles → out[kRows][kPairRows], tile t at column 16·(first_tile + t).
-template <class Tile, int kRows, int kTiles>
-void rows_by_tiles(const UnpackedBlock* tiles, const Activations& x, int64_t row, float* out) {
+// A pair of tiles as the many-row kernel reads it: unpacked, or in place where the packed codes already have that form.
+template <class Tile>
+struct UnpackedPair {
+  const UnpackedBlock* blocks;
+  int64_t num_blocks;
+
+  U8x64 codes(int tile, int64_t b, int group) const { return U8x64::load(at(tile, b).codes[group]); }
+  F32x16 scale(int tile, int64_t b, int half) const {
+    return F32x16::load(half == 0 ? at(tile, b).scale : at(tile, b).second);
+  }
+  F32x16 min(int tile, int64_t b) const { return Tile::kHasMin ? F32x16::load(at(tile, b).second) : F32x16::zero(); }
+
+ private:
+  const UnpackedBlock& at(int tile, int64_t b) const { return blocks[tile * num_blocks + b]; }
+};
+
+template <class Tile>
+struct PairInPlace {
+  const uint8_t* tiles;
+  int64_t tile_stride;
+
+  U8x64 codes(int tile, int64_t b, int group) const {
+    return U8x64::load(Tile::block(tiles + tile * tile_stride, b) + 64 * group);
+  }
+  F32x16 scale(int tile, int64_t b, int half) const { return Tile::scale(tiles + tile * tile_stride, b, half); }
+  F32x16 min(int, int64_t) const { return F32x16::zero(); }
+};
+
+// kRows rows × kTiles tiles of a pair from `first` on → out[kRows][kPairRows], tile t at column 16·t.
+template <class Tile, int kRows, int kTiles, class Pair>
+void rows_by_tiles(const Pair& pair, int first, const Activations& x, int64_t row, float* out) {
   constexpr int kGroups = 8 / Tile::kHalves;
   const int64_t num_blocks = x.num_blocks();
   F32x16 acc[kRows][kTiles];
@@ -150,7 +178,7 @@ void rows_by_tiles(const UnpackedBlock* tiles, const Activations& x, int64_t row
 #pragma GCC unroll 8
         for (int group = half * kGroups; group < (half + 1) * kGroups; ++group) {
           U8x64 w[kTiles];
-          for (int t = 0; t < kTiles; ++t) w[t] = U8x64::load(tiles[t * num_blocks + b].codes[group]);
+          for (int t = 0; t < kTiles; ++t) w[t] = pair.codes(first + t, b, group);
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
             const X4 value = X4::load(planes + r * row_stride + plane * kBlock + 4 * group);
@@ -159,9 +187,8 @@ void rows_by_tiles(const UnpackedBlock* tiles, const Activations& x, int64_t row
         }
       }
       for (int t = 0; t < kTiles; ++t) {
-        const UnpackedBlock& block = tiles[t * num_blocks + b];
-        const F32x16 scale = F32x16::load(half == 0 ? block.scale : block.second);
-        const F32x16 min = Tile::kHasMin ? F32x16::load(block.second) : F32x16::zero();
+        const F32x16 scale = pair.scale(first + t, b, half);
+        const F32x16 min = pair.min(first + t, b);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           acc[r][t] = accumulate<Tile>(acc[r][t], codes[r][t], x, (row + r) * num_blocks + b, half, scale, min);
@@ -170,14 +197,33 @@ void rows_by_tiles(const UnpackedBlock* tiles, const Activations& x, int64_t row
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTiles; ++t) acc[r][t].store(out + r * kPairRows + 16 * t);
+    for (int t = 0; t < kTiles; ++t) acc[r][t].store(out + r * kPairRows + 16 * (first + t));
   }
 }
 
-template <class Tile, int kRows>
-void rows_by_pair(const UnpackedBlock* pair, const Activations& x, int64_t row, float* out) {
-  for (int t = 0; t < 2; t += kMicroTiles) {
-    rows_by_tiles<Tile, kRows, kMicroTiles>(pair + t * x.num_blocks(), x, row, out + 16 * t);
+template <class Tile, int kRows, class Pair>
+void rows_by_pair(const Pair& pair, const Activations& x, int64_t row, float* out) {
+  for (int first = 0; first < 2; first += kMicroTiles) {
+    rows_by_tiles<Tile, kRows, kMicroTiles>(pair, first, x, row, out);
+  }
+}
+
+// `rows` (at most kMicroRows) rows of one pair.
+template <class Tile, class Pair>
+void some_rows_by_pair(int64_t rows, const Pair& pair, const Activations& x, int64_t row, float* out) {
+  if constexpr (kMicroRows == 6) {
+    switch (rows) {
+      case 1: return rows_by_pair<Tile, 1>(pair, x, row, out);
+      case 2: return rows_by_pair<Tile, 2>(pair, x, row, out);
+      case 3: return rows_by_pair<Tile, 3>(pair, x, row, out);
+      case 4: return rows_by_pair<Tile, 4>(pair, x, row, out);
+      case 5: return rows_by_pair<Tile, 5>(pair, x, row, out);
+      default: return rows_by_pair<Tile, 6>(pair, x, row, out);
+    }
+  } else if (rows == 1) {
+    rows_by_pair<Tile, 1>(pair, x, row, out);
+  } else {
+    rows_by_pair<Tile, 2>(pair, x, row, out);
   }
 }
 
@@ -274,29 +320,26 @@ void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pai
   auto* unpacked = reinterpret_cast<UnpackedBlock*>(scratch);
   const int64_t num_blocks = x.num_blocks();
   for (int64_t pair = pair_begin; pair < pair_end; ++pair, tiles += 2 * part.tile_stride) {
-    unpack_tile<Tile>(tiles, num_blocks, unpacked);
-    unpack_tile<Tile>(tiles + part.tile_stride, num_blocks, unpacked + num_blocks);
+    if constexpr (!Tile::kCodesInOrder) {
+      unpack_tile<Tile>(tiles, num_blocks, unpacked);
+      unpack_tile<Tile>(tiles + part.tile_stride, num_blocks, unpacked + num_blocks);
+    }
+    // The next pair is asked for in the course of this one's arithmetic, which by itself leaves memory idle.
+    const uint8_t* next = tiles + 2 * part.tile_stride;
+    const int64_t num_lines = 2 * part.tile_stride / 64;
+    int64_t line = 0;
     int64_t row = row_begin;
     while (row < row_end) {
       const int64_t left = row_end - row;
       int64_t rows = left < kMicroRows ? left : kMicroRows;
-      if constexpr (kMicroRows == 6) {
-        // 7 and 8 rows split evenly: a tile of one or two rows wastes most of its loads.
-        if (left == 7 || left == 8) rows = 4;
-        switch (rows) {
-          case 1: rows_by_pair<Tile, 1>(unpacked, x, row, out); break;
-          case 2: rows_by_pair<Tile, 2>(unpacked, x, row, out); break;
-          case 3: rows_by_pair<Tile, 3>(unpacked, x, row, out); break;
-          case 4: rows_by_pair<Tile, 4>(unpacked, x, row, out); break;
-          case 5: rows_by_pair<Tile, 5>(unpacked, x, row, out); break;
-          default: rows_by_pair<Tile, 6>(unpacked, x, row, out); break;
-        }
+      // 7 and 8 rows split evenly: a tile of one or two rows wastes most of its loads.
+      if (kMicroRows == 6 && (left == 7 || left == 8)) rows = 4;
+      const int64_t wanted = num_lines * (row + rows - row_begin) / (row_end - row_begin);
+      for (; line < wanted; ++line) prefetch_l2(next + 64 * line);
+      if constexpr (Tile::kCodesInOrder) {
+        some_rows_by_pair<Tile>(rows, PairInPlace<Tile>{tiles, part.tile_stride}, x, row, out);
       } else {
-        if (rows == 1) {
-          rows_by_pair<Tile, 1>(unpacked, x, row, out);
-        } else {
-          rows_by_pair<Tile, 2>(unpacked, x, row, out);
-        }
+        some_rows_by_pair<Tile>(rows, UnpackedPair<Tile>{unpacked, num_blocks}, x, row, out);
       }
       for (int64_t r = 0; r < rows; ++r) write_pair(task, part, pair, row + r, out + r * kPairRows);
       row += rows;

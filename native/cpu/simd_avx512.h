@@ -122,5 +122,7 @@ inline I32x16 dot_small(I32x16 acc, U8x64 w, X4 x) { return {_mm512_dpbusd_epi32
 inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second-level cache.
+inline void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace tw::cpu::avx512

@@ -214,5 +214,7 @@ inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) {
 inline I32x16 dot_small(I32x16 acc, U8x64 w, X4 x) { return dot(acc, w, x); }
 
 inline void prefetch(const void*) {}
+// Into the second-level cache.
+inline void prefetch_l2(const void*) {}
 
 }  // namespace tw::cpu::portable

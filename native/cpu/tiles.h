@@ -4,6 +4,7 @@
 //   kZero         the code that stands for 0
 //   kHasMin       whether a value is scale · code + min, rather than scale · (code − kZero)
 //   kSmallCodes   whether every code is below 128
+//   kCodesInOrder whether the codes of inputs 4g … 4g+3 (g = 0…7) lie unpacked at byte 64g of a block
 //   kHalves       1, or 2 if inputs 0…15 and 16…31 of a block have each a scale
 // This header may only be included by kernel sources.
 #pragma once
@@ -24,6 +25,7 @@ template <int64_t kBlockBytes>
 struct TileOfBlocks {
   static constexpr int64_t kBytes = kBlockBytes;
   static constexpr int kHalves = 1;
+  static constexpr bool kCodesInOrder = false;
   static const uint8_t* block(const uint8_t* tile, int64_t b) { return tile + b * kBytes; }
   static F32x16 f16_at(const uint8_t* p) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(p)); }
 };
@@ -73,6 +75,7 @@ struct TileQ5_1 : TileOfBlocks<384> {
 };
 
 struct TileQ8_0 : TileOfBlocks<544> {
+  static constexpr bool kCodesInOrder = true;
   static constexpr int32_t kZero = 128;
   static constexpr bool kHasMin = false;
   static constexpr bool kSmallCodes = false;
@@ -86,6 +89,7 @@ struct TileQ8_0 : TileOfBlocks<544> {
 // A factor times an integer of at most 8 bits is exact in a float, so no order of these products can change a bit.
 template <int64_t kHead, int64_t kBlockBytes>
 struct TileOfSuperBlocks {
+  static constexpr bool kCodesInOrder = false;
   static constexpr int64_t kSuperBytes = kHead + kBlocksPerSuper * kBlockBytes;
   static const uint8_t* head(const uint8_t* tile, int64_t b) { return tile + b / kBlocksPerSuper * kSuperBytes; }
   static const uint8_t* block(const uint8_t* tile, int64_t b) {
