@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from e2e.helpers import Answer, Request, Transcript, make_engine, only_when_asked, run_alone, say, settle
-from e2e.helpers_gate import CONTEXT, Report, make_requests, run_crowd, run_gate
+from e2e.helpers_gate import CONTEXT, NO_LIMIT_MS, Report, make_requests, run_crowd, run_gate
 from e2e.helpers_mutation import MUTATIONS, MutantBuild
 from tokenwire import _native
 from tokenwire.config import load_settings
@@ -54,8 +54,9 @@ def assert_holds(report: Report) -> None:
     assert report.num_comparisons > report.num_requests
     assert report.num_preemptions > 0
     assert report.num_cancelled > 0
+    assert report.num_stalls > 0
     assert report.num_cached_tokens > 0
-    assert report.largest_batch >= 16
+    assert report.largest_batch >= 8
     reasons = {pb.STOP_REASON_EOS, pb.STOP_REASON_MAX_TOKENS, pb.STOP_REASON_STOP_SEQUENCE}
     assert set(report.stop_reasons) == reasons
 
@@ -92,7 +93,7 @@ FORMATS: dict[str, dict[str, int]] = {
 def test_a_crowd_changes_no_byte_whatever_the_format(tmp_path: Path, dtype: str) -> None:
     shape: dict[str, Any] = FORMATS[dtype]
     model = tiny_llama(tmp_path / "tiny.gguf", dtype=dtype, context=CONTEXT, tied=False, **shape)
-    assert_holds(run_gate(_native, model.path, num_requests=120, seed=3))
+    assert_holds(run_gate(_native, model.path, num_requests=150, seed=3))
 
 
 def run_gate_in_process(native: Path, model: Path, num_requests: int, isa: str = "") -> dict[str, Any]:
@@ -163,7 +164,7 @@ def test_neighbours_change_no_byte_of_a_real_models_answers(smollm2: tuple[Path,
     quiet = engine(num_threads=1, prefix_cache=False, kv_blocks=128)
     alone = [run_alone(quiet, each) for each in requests]
     quiet.stop()
-    busy = engine(num_threads=2, max_batch_tokens=64, kv_blocks=40)
+    busy = engine(num_threads=2, max_batch_tokens=64, kv_blocks=40, slow_reader_timeout_ms=NO_LIMIT_MS)
     crowd = run_crowd(busy, requests, seed=6, most_live=17, neighbours=[request() for _ in range(20)])
     busy.stop()
     differing = [i for i, (a, b) in enumerate(zip(alone, crowd.answers, strict=True)) if a != b]

@@ -328,6 +328,7 @@ def test_cancel_frees_the_blocks_within_one_step(smollm2: Any, phase: str) -> No
     engine.stop()
 
 
+@pytest.mark.slow
 def test_a_long_prompt_costs_running_streams_at_most_one_chunk_a_token(smollm2: Any) -> None:
     chunk = 128
     engine = smollm2(max_batch_tokens=chunk, prefix_cache=False, kv_blocks=512)
