@@ -122,6 +122,21 @@ void unpack_tile(const uint8_t* tile, int64_t num_blocks, UnpackedBlock* out) {
   for (int64_t b = 0; b < num_blocks; ++b) unpack_block<Tile>(tile, b, out + b);
 }
 
+// Asks for the tiles of the next pair a few lines at a time in the course of this pair's arithmetic, which by itself
+// leaves memory idle.
+struct Lookahead {
+  const uint8_t* next;
+  int64_t lines_left;
+  int64_t lines_a_block;
+
+  void step() {
+    const int64_t lines = lines_a_block < lines_left ? lines_a_block : lines_left;
+    for (int64_t i = 0; i < lines; ++i) prefetch_l2(next + 64 * i);
+    next += 64 * lines;
+    lines_left -= lines;
+  }
+};
+
 // A pair of tiles as the many-row kernel reads it: unpacked, or in place where the packed codes already have that form.
 template <class Tile>
 struct UnpackedPair {
@@ -152,7 +167,7 @@ struct PairInPlace {
 
 // kRows rows × kTiles tiles of a pair from `first` on → out[kRows][kPairRows], tile t at column 16·t.
 template <class Tile, int kRows, int kTiles, class Pair>
-void rows_by_tiles(const Pair& pair, int first, const Activations& x, int64_t row, float* out) {
+void rows_by_tiles(const Pair& pair, int first, const Activations& x, int64_t row, float* out, Lookahead* ahead) {
   constexpr int kGroups = 8 / Tile::kHalves;
   const int64_t num_blocks = x.num_blocks();
   F32x16 acc[kRows][kTiles];
@@ -160,6 +175,7 @@ void rows_by_tiles(const Pair& pair, int first, const Activations& x, int64_t ro
     for (F32x16& a : r) a = F32x16::zero();
   }
   for (int64_t b = 0; b < num_blocks; ++b) {
+    ahead->step();
     const int8_t* planes = x.planes + (row * num_blocks + b) * 2 * kBlock;
     const int64_t row_stride = num_blocks * 2 * kBlock;
 #pragma GCC unroll 2
@@ -202,28 +218,29 @@ void rows_by_tiles(const Pair& pair, int first, const Activations& x, int64_t ro
 }
 
 template <class Tile, int kRows, class Pair>
-void rows_by_pair(const Pair& pair, const Activations& x, int64_t row, float* out) {
+void rows_by_pair(const Pair& pair, const Activations& x, int64_t row, float* out, Lookahead* ahead) {
   for (int first = 0; first < 2; first += kMicroTiles) {
-    rows_by_tiles<Tile, kRows, kMicroTiles>(pair, first, x, row, out);
+    rows_by_tiles<Tile, kRows, kMicroTiles>(pair, first, x, row, out, ahead);
   }
 }
 
 // `rows` (at most kMicroRows) rows of one pair.
 template <class Tile, class Pair>
-void some_rows_by_pair(int64_t rows, const Pair& pair, const Activations& x, int64_t row, float* out) {
+void some_rows_by_pair(int64_t rows, const Pair& pair, const Activations& x, int64_t row, float* out,
+                       Lookahead* ahead) {
   if constexpr (kMicroRows == 6) {
     switch (rows) {
-      case 1: return rows_by_pair<Tile, 1>(pair, x, row, out);
-      case 2: return rows_by_pair<Tile, 2>(pair, x, row, out);
-      case 3: return rows_by_pair<Tile, 3>(pair, x, row, out);
-      case 4: return rows_by_pair<Tile, 4>(pair, x, row, out);
-      case 5: return rows_by_pair<Tile, 5>(pair, x, row, out);
-      default: return rows_by_pair<Tile, 6>(pair, x, row, out);
+      case 1: return rows_by_pair<Tile, 1>(pair, x, row, out, ahead);
+      case 2: return rows_by_pair<Tile, 2>(pair, x, row, out, ahead);
+      case 3: return rows_by_pair<Tile, 3>(pair, x, row, out, ahead);
+      case 4: return rows_by_pair<Tile, 4>(pair, x, row, out, ahead);
+      case 5: return rows_by_pair<Tile, 5>(pair, x, row, out, ahead);
+      default: return rows_by_pair<Tile, 6>(pair, x, row, out, ahead);
     }
   } else if (rows == 1) {
-    rows_by_pair<Tile, 1>(pair, x, row, out);
+    rows_by_pair<Tile, 1>(pair, x, row, out, ahead);
   } else {
-    rows_by_pair<Tile, 2>(pair, x, row, out);
+    rows_by_pair<Tile, 2>(pair, x, row, out, ahead);
   }
 }
 
@@ -324,22 +341,19 @@ void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pai
       unpack_tile<Tile>(tiles, num_blocks, unpacked);
       unpack_tile<Tile>(tiles + part.tile_stride, num_blocks, unpacked + num_blocks);
     }
-    // The next pair is asked for in the course of this one's arithmetic, which by itself leaves memory idle.
-    const uint8_t* next = tiles + 2 * part.tile_stride;
     const int64_t num_lines = 2 * part.tile_stride / 64;
-    int64_t line = 0;
+    const int64_t num_micro = (row_end - row_begin + kMicroRows - 1) / kMicroRows * (2 / kMicroTiles);
+    Lookahead ahead = {tiles + 2 * part.tile_stride, num_lines, num_lines / (num_micro * num_blocks) + 1};
     int64_t row = row_begin;
     while (row < row_end) {
       const int64_t left = row_end - row;
       int64_t rows = left < kMicroRows ? left : kMicroRows;
       // 7 and 8 rows split evenly: a tile of one or two rows wastes most of its loads.
       if (kMicroRows == 6 && (left == 7 || left == 8)) rows = 4;
-      const int64_t wanted = num_lines * (row + rows - row_begin) / (row_end - row_begin);
-      for (; line < wanted; ++line) prefetch_l2(next + 64 * line);
       if constexpr (Tile::kCodesInOrder) {
-        some_rows_by_pair<Tile>(rows, PairInPlace<Tile>{tiles, part.tile_stride}, x, row, out);
+        some_rows_by_pair<Tile>(rows, PairInPlace<Tile>{tiles, part.tile_stride}, x, row, out, &ahead);
       } else {
-        some_rows_by_pair<Tile>(rows, UnpackedPair<Tile>{unpacked, num_blocks}, x, row, out);
+        some_rows_by_pair<Tile>(rows, UnpackedPair<Tile>{unpacked, num_blocks}, x, row, out, &ahead);
       }
       for (int64_t r = 0; r < rows; ++r) write_pair(task, part, pair, row + r, out + r * kPairRows);
       row += rows;
