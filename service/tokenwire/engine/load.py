@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenwire import _native
 from tokenwire.config import Settings
 from tokenwire.engine.native import NativeEngine
-from tokenwire.errors import NoDeviceError, TokenwireError
+from tokenwire.errors import NoDeviceError
 from tokenwire.models import resolve
-from tokenwire.text import TextPipeline, load_text
+from tokenwire.text import TextPipeline, find_tokenizer_json, load_tokenizer
 
 MIB = 2**20
 
@@ -57,20 +58,19 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
         raise NoDeviceError(f"device {settings.cuda_device} is not usable: {_native.cuda_status()}")
     path = resolve(settings.model)
     file = _native.GgufFile(str(path))
-    if settings.tokenizer_json:
-        text = TextPipeline.from_metadata(file, Path(settings.tokenizer_json))
-    else:
-        text = load_text(file, path)
-    try:
-        vocabulary = text.vocabulary()
-        engine = _native.Engine(file, vocabulary, text.stop_token_ids, engine_options(settings), on_progress)
-        info = engine.model_info
-        if info.vocab_size != len(vocabulary):
-            message = f"the tokenizer has {len(vocabulary)} entries, the model {info.vocab_size}"
-            raise TokenwireError("MODEL_LOAD_FAILED", message)
-    except BaseException:
-        text.close()
-        raise
+    tokenizer_json = Path(settings.tokenizer_json) if settings.tokenizer_json else find_tokenizer_json(file, path)
+    tokenizer = load_tokenizer(file, tokenizer_json)
+    vocabulary = tokenizer.vocabulary()
+    # The chat template's renderer starts while the weights are packed.
+    with ThreadPoolExecutor(max_workers=1) as side:
+        starting = side.submit(TextPipeline.from_tokenizer, tokenizer, file)
+        try:
+            engine = _native.Engine(file, vocabulary, tokenizer.stop_token_ids, engine_options(settings), on_progress)
+        except BaseException:
+            starting.result().close()
+            raise
+        text = starting.result()
+    info = engine.model_info
     context_length = info.context_length
     if settings.max_context_tokens:
         context_length = min(context_length, settings.max_context_tokens)

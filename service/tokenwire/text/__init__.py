@@ -9,7 +9,7 @@ from tokenwire.text.errors import (
     UnsupportedTokenizerError,
 )
 from tokenwire.text.metadata import Metadata
-from tokenwire.text.pipeline import TextPipeline, load_text, load_tokenizer
+from tokenwire.text.pipeline import TextPipeline, find_tokenizer_json, load_text, load_tokenizer
 from tokenwire.text.tokenizer import Tokenizer, TokenizerKind
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "TokenizerError",
     "TokenizerKind",
     "UnsupportedTokenizerError",
+    "find_tokenizer_json",
     "load_text",
     "load_tokenizer",
 ]

@@ -87,7 +87,11 @@ class TextPipeline:
         Raises:
             TokenizerError: the tokenizer is missing, malformed or (UnsupportedTokenizerError) unsupported.
         """
-        tokenizer = load_tokenizer(metadata, tokenizer_json)
+        return cls.from_tokenizer(load_tokenizer(metadata, tokenizer_json), metadata)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer, metadata: Metadata) -> TextPipeline:
+        """The pipeline of a model file whose tokenizer was loaded before."""
         return cls(tokenizer, get_str(metadata, "tokenizer.chat_template"))
 
     @property
