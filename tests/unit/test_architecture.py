@@ -22,6 +22,7 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "config": set(),
     "errors": set(),
     "client": {"v1"},
+    "bench": {"client"},
     "observe": {"config"},
     "models": {"config", "errors", "_native"},
     "text": {"errors", "_native"},
@@ -29,7 +30,7 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "rpc": {"engine", "text", "errors", "observe", "config", "v1"},
     "gateway": {"client", "errors", "observe", "config", "v1"},
     "server": {"rpc", "gateway", "engine", "text", "models", "observe", "config", "errors", "_native"},
-    "cli": {"server", "client", "models", "config", "errors", "_native"},
+    "cli": {"server", "client", "bench", "models", "config", "errors", "_native"},
 }
 
 # Parts that must not know a protocol or a library.
@@ -40,6 +41,7 @@ FOREIGN_TO: dict[str, set[str]] = {
     "config": {"grpc", "google", "typer"},
     "errors": {"grpc", "google"},
     "client": {"pydantic", "typer", "rich", "tokenizers", "structlog"},
+    "bench": {"grpc", "google", "pydantic", "typer", "rich", "tokenizers", "structlog"},
     "cli": {"grpc", "google", "tokenizers"},
     "gateway": {"tokenizers"},
 }

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tokenwire import __version__
+from tokenwire.cli.bench import bench
 from tokenwire.cli.chat import chat
 from tokenwire.cli.generate import generate
 from tokenwire.cli.health import health
@@ -51,6 +52,7 @@ app.command()(with_setting_flags(serve))
 app.command()(generate)
 app.command()(chat)
 app.command()(pull)
+app.command()(bench)
 app.command()(health)
 app.command()(info)
 
