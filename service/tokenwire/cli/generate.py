@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -101,8 +102,12 @@ class TextPrinter:
         note("cancelled")
 
     def _close_line(self) -> None:
-        if self._end_line and self.text and not self.text.endswith("\n"):
+        if not self.text or self.text.endswith("\n"):
+            return
+        if self._end_line:
             write_text("\n")
+        elif _same_file(sys.stdout, sys.stderr):
+            note("")  # the answer stays as it is; what follows on stderr begins a line of its own
 
     def _summary(self, end: End) -> str:
         first = "-" if self._first_token_ms is None else f"{self._first_token_ms:.0f} ms"
@@ -137,6 +142,14 @@ class JsonPrinter:
 
     def _write(self, fields: dict[str, object]) -> None:
         print(json.dumps(fields, ensure_ascii=False, default=_json_value), flush=True)
+
+
+def _same_file(first: TextIO, second: TextIO) -> bool:
+    """Whether both write to one place, so that a line begun on one is continued by the other."""
+    try:
+        return os.path.sameopenfile(first.fileno(), second.fileno())
+    except OSError:
+        return False
 
 
 def _json_value(value: object) -> str:
