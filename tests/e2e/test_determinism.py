@@ -19,7 +19,7 @@ import pytest
 
 from e2e.helpers import Answer, Request, Transcript, make_engine, only_when_asked, run_alone, say, settle
 from e2e.helpers_gate import CONTEXT, NO_LIMIT_MS, Report, make_requests, run_crowd, run_gate
-from e2e.helpers_mutation import MUTATIONS, MutantBuild
+from e2e.helpers_mutation import MUTATIONS, MutantBuild, Mutation
 from tokenwire import _native
 from tokenwire.config import load_settings
 from tokenwire.engine import AsyncEngine
@@ -249,6 +249,12 @@ async def test_streams_over_grpc_are_the_same_alone_and_together(tmp_path: Path)
 
 
 # --- The gate itself must be able to fail. ---
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: Path(mutation.file).stem)
+def test_each_mutation_still_has_its_place(mutation: Mutation) -> None:
+    source = (ROOT / mutation.file).read_text()
+    assert mutation.apply(source) != source
 
 
 @pytest.mark.slow
