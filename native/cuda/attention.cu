@@ -1,6 +1,6 @@
 // Paged attention over FP16 keys and values, one row at a time, so prefill and decode give the same bits.
 //
-// A block of 128 threads owns a row, the up to 8 query heads of one kv head, and one split of 128 keys. Scores: Σ q·k in
+// A block of 128 threads owns a row, up to 4 query heads of one kv head, and one split of 128 keys. Scores: Σ q·k in
 // order of the dimensions (fma). Weights: e^(score - the split's maximum); their sum runs over lanes in a tree, then over
 // the warps in order. Values: each thread sums 8 dimensions over its keys in order, the threads' sums are added in order.
 // Splits are combined in order by the block that ends last. Reads 4 · head_dim bytes a key, kv head and row.
@@ -13,7 +13,7 @@ namespace tw::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kMostHeads = 8;
+constexpr int kMostHeads = 4;
 
 __device__ __forceinline__ void to_floats(const uint4& packed, float (&out)[8]) {
   const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   constexpr int kChunks = kDim / 8;
   constexpr int kKeyGroups = kThreads / kChunks;
   constexpr int kSumThreads = kKeyGroups * kChunks;  // fewer than kThreads if 128 is no multiple of kChunks
+  constexpr int kEarlyValues = kSplitKeys / kKeyGroups < 8 ? kSplitKeys / kKeyGroups : 8;
   __shared__ __align__(16) float queries[kHeads][kDim];
   __shared__ float weights[kHeads][kSplitKeys];
   __shared__ float warp_values[kHeads][4];
@@ -81,6 +82,18 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   const auto keys_of = [&](int key) {
     return task.cache + table[key / 16] * task.block_stride + head_offset(task, kv_head) + key % 16 * kDim;
   };
+  // The first values of this thread are on their way while scores are computed.
+  const int chunk = thread % kChunks;
+  const int key_group = thread / kChunks;
+  const auto value_of = [&](int key) {
+    return reinterpret_cast<const uint4*>(keys_of(begin + key) + values_offset(task))[chunk];
+  };
+  uint4 early[kEarlyValues];
+#pragma unroll
+  for (int n = 0; n < kEarlyValues; ++n) {
+    const int key = key_group + n * kKeyGroups;
+    if (thread < kSumThreads && key < count) early[n] = value_of(key);
+  }
   if (thread < count) {
     const auto* key = reinterpret_cast<const uint4*>(keys_of(begin + thread));
 #pragma unroll
@@ -133,20 +146,23 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   __syncthreads();
 
   if (thread < kSumThreads) {
-    const int chunk = thread % kChunks;
-    const int key_group = thread / kChunks;
     float acc[kHeads][8] = {};
-#pragma unroll 2
-    for (int key = key_group; key < count; key += kKeyGroups) {
+    const auto add = [&](const uint4& packed, int key) {
       float v[8];
-      to_floats(reinterpret_cast<const uint4*>(keys_of(begin + key) + values_offset(task))[chunk], v);
+      to_floats(packed, v);
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
         const float weight = weights[h][key];
 #pragma unroll
         for (int e = 0; e < 8; ++e) acc[h][e] = __fmaf_rn(weight, v[e], acc[h][e]);
       }
+    };
+#pragma unroll
+    for (int n = 0; n < kEarlyValues; ++n) {
+      const int key = key_group + n * kKeyGroups;
+      if (key < count) add(early[n], key);
     }
+    for (int key = key_group + kEarlyValues * kKeyGroups; key < count; key += kKeyGroups) add(value_of(key), key);
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       auto* to = reinterpret_cast<float4*>(&sums[key_group][h][chunk * 8]);
@@ -224,7 +240,6 @@ template <int kDim>
 void launch_attention(const AttentionTask& task) {
   const int group_size = task.num_heads / task.num_kv_heads;
   if (group_size == 1) return launch_attention<kDim, 1>(task);
-  if (group_size <= 4) return launch_attention<kDim, 4>(task);
   return launch_attention<kDim, kMostHeads>(task);
 }
 

@@ -21,6 +21,7 @@ namespace {
 
 __global__ void presence_kernel() {}
 
+constexpr int64_t kMostStagedBytes = int64_t{128} << 10;
 constexpr size_t kPartialBytes = size_t{64} << 20;
 
 int64_t padded(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -95,7 +96,11 @@ class CudaBackend final : public Backend {
   DeviceBuffer workspace(int64_t count) {
     return {&tracker_, Purpose::kWorkspace, static_cast<size_t>(count) * sizeof(T)};
   }
-  bool fuses_inputs() const { return rows_ <= kFusedTokens; }
+  // Few rows are normalised and scaled by the matrix products themselves, if they fit into shared memory.
+  bool fuses_inputs() const {
+    const int64_t widest = std::max({hidden_stride_, ffn_stride_});
+    return rows_ <= kFusedTokens && rows_ * (widest + 64) * 2 <= kMostStagedBytes;
+  }
   void run(const PackedMatrix& matrix, MatmulTask task);
   MatmulTask normed_input(VectorHandle gain, const int32_t* rows, int32_t num_tokens);
   AttentionTask attention_task(int32_t layer) const;

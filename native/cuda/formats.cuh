@@ -39,16 +39,21 @@ __device__ __forceinline__ uint32_t pack_half2(float low, float high) {
 __device__ __forceinline__ uint32_t broadcast_low(uint32_t pair) { return as_u32(__low2half2(as_half2(pair))); }
 __device__ __forceinline__ uint32_t broadcast_high(uint32_t pair) { return as_u32(__high2half2(as_half2(pair))); }
 
-// Weights are read once a step: keep them out of L1.
+// Where a step's bytes are: weights that are read once stay out of L1.
+enum class Space { kDevice, kShared };
+
+template <Space kSpace>
 __device__ __forceinline__ uint4 load_stream(const void* p) {
+  if constexpr (kSpace == Space::kShared) return *static_cast<const uint4*>(p);
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
 }
-template <class T>
+template <class T, Space kSpace = Space::kDevice>
 __device__ __forceinline__ T load_const(const void* p) {
+  if constexpr (kSpace == Space::kShared) return *static_cast<const T*>(p);
   return __ldg(static_cast<const T*>(p));
 }
 
@@ -153,10 +158,11 @@ struct Float16Format {
       }
     }
   }
+  template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t*, int lane) {
     Raw raw;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) raw.chunk[i] = load_stream(step + i * 512 + lane * 16);
+    for (int i = 0; i < 4; ++i) raw.chunk[i] = load_stream<kSpace>(step + i * 512 + lane * 16);
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
@@ -203,8 +209,9 @@ struct Float32Format {
       }
     }
   }
+  template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
-    return {{Half::load(step, super, lane), Half::load(step + 2048, super, lane)}};
+    return {{Half::load<kSpace>(step, super, lane), Half::load<kSpace>(step + 2048, super, lane)}};
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int lane, int pass, uint32_t (&a)[4][4]) {
     Half::unpack(raw.part[pass], lane, 0, a);
@@ -239,11 +246,12 @@ struct Q8_0Format {
     }
     store_scale(p.step + 1024, p.lane, 1, 0, scale[0], scale[1]);
   }
+  template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t*, int lane) {
     Raw raw;
-    raw.codes[0] = load_stream(step + lane * 16);
-    raw.codes[1] = load_stream(step + 512 + lane * 16);
-    raw.scales = load_const<uint32_t>(step + 1024 + (lane >> 1) * 4);
+    raw.codes[0] = load_stream<kSpace>(step + lane * 16);
+    raw.codes[1] = load_stream<kSpace>(step + 512 + lane * 16);
+    raw.scales = load_const<uint32_t, kSpace>(step + 1024 + (lane >> 1) * 4);
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
@@ -310,15 +318,16 @@ struct NibbleFormat {
     store_scale(scales, p.lane, kMinimum ? 2 : 1, 0, scale[0], scale[1]);
     if (kMinimum) store_scale(scales, p.lane, 2, 1, minimum[0], minimum[1]);
   }
+  template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t*, int lane) {
     Raw raw{};
-    raw.nibbles = load_stream(step + lane * 16);
-    if (kFifth) raw.fifth = load_const<uint32_t>(step + 512 + lane * 4);
+    raw.nibbles = load_stream<kSpace>(step + lane * 16);
+    if (kFifth) raw.fifth = load_const<uint32_t, kSpace>(step + 512 + lane * 4);
     const uint8_t* scales = step + 512 + kFifthBytes;
     if (kMinimum) {
-      raw.scales = load_const<uint2>(scales + (lane >> 1) * 8);
+      raw.scales = load_const<uint2, kSpace>(scales + (lane >> 1) * 8);
     } else {
-      raw.scales.x = load_const<uint32_t>(scales + (lane >> 1) * 4);
+      raw.scales.x = load_const<uint32_t, kSpace>(scales + (lane >> 1) * 4);
     }
     return raw;
   }
@@ -401,11 +410,12 @@ struct GroupedFormat {
     reinterpret_cast<uint2*>(p.super)[p.lane >> 2] = {pack_half2(super_scale[0], super_scale[1]),
                                                       pack_half2(super_minimum[0], super_minimum[1])};
   }
+  template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
     Raw raw{};
-    raw.nibbles = load_stream(step + lane * 16);
-    if (kFifth) raw.fifth = load_const<uint32_t>(step + 512 + lane * 4);
-    raw.groups = load_const<uint32_t>(step + 512 + kFifthBytes + (lane >> 1) * 4);
+    raw.nibbles = load_stream<kSpace>(step + lane * 16);
+    if (kFifth) raw.fifth = load_const<uint32_t, kSpace>(step + 512 + lane * 4);
+    raw.groups = load_const<uint32_t, kSpace>(step + 512 + kFifthBytes + (lane >> 1) * 4);
     raw.supers = load_const<uint2>(super + (lane >> 2) * 8);
     return raw;
   }
@@ -414,19 +424,25 @@ struct GroupedFormat {
     for (int half = 0; half < 2; ++half) {
       const __half2 d = as_half2(raw.supers.x);
       const __half2 dmin = as_half2(raw.supers.y);
-      const float scale_of = __half2float(half == 0 ? __low2half(d) : __high2half(d));
+      // value = d · (group scale · code) - m: the inner product is exact in FP16, and m is a sum of two FP16 values.
       const float min_of = __half2float(half == 0 ? __low2half(dmin) : __high2half(dmin));
-      const float s = scale_of * static_cast<float>(raw.groups >> (8 * half) & 63u);
       const float m = min_of * static_cast<float>(raw.groups >> (16 + 8 * half) & 63u);
-      const uint32_t scale = pack_half2(s, s);
-      const uint32_t minimum = pack_half2(-m, -m);
+      const float m_head = __half2float(__float2half_rn(m));
+      const auto group = static_cast<float>(raw.groups >> (8 * half) & 63u);
+      const __half2 group_scale = as_half2(pack_half2(group, group));
+      const __half2 group_bias = as_half2(pack_half2(-1024.0f * group, -1024.0f * group));
+      const __half2 super_scale = half == 0 ? __low2half2(d) : __high2half2(d);
+      const __half2 minimum_head = as_half2(pack_half2(-m_head, -m_head));
+      const __half2 minimum_rest = as_half2(pack_half2(m_head - m, m_head - m));
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
       for (int pair = 0; pair < 8; ++pair) {
         uint32_t bits = nibble_pair(w0, w1, pair);
         if (kFifth) bits |= fifth_pair(raw.fifth, pair, half == 1);
-        a[pair / 2][pair % 2 * 2 + half] = scaled_plus(biased(bits), scale, minimum);
+        const __half2 product = __hfma2(as_half2(biased(bits)), group_scale, group_bias);
+        a[pair / 2][pair % 2 * 2 + half] =
+            as_u32(__hadd2_rn(__hfma2(product, super_scale, minimum_head), minimum_rest));
       }
     }
   }
@@ -476,11 +492,12 @@ struct Q6_KFormat {
     reinterpret_cast<uint16_t*>(p.step + 768)[p.lane] = static_cast<uint16_t>(scales);
     reinterpret_cast<uint32_t*>(p.super)[p.lane >> 2] = pack_half2(super[0], super[1]);
   }
+  template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
     Raw raw;
-    raw.nibbles = load_stream(step + lane * 16);
-    raw.top = load_const<uint2>(step + 512 + lane * 8);
-    raw.scales = load_const<uint16_t>(step + 768 + lane * 2);
+    raw.nibbles = load_stream<kSpace>(step + lane * 16);
+    raw.top = load_const<uint2, kSpace>(step + 512 + lane * 8);
+    raw.scales = load_const<uint16_t, kSpace>(step + 768 + lane * 2);
     raw.supers = load_const<uint32_t>(super + (lane >> 2) * 4);
     return raw;
   }
@@ -489,8 +506,8 @@ struct Q6_KFormat {
     for (int half = 0; half < 2; ++half) {
       const __half2 d = as_half2(raw.supers);
       const auto group = static_cast<int8_t>(raw.scales >> (8 * half));
-      const float s = __half2float(half == 0 ? __low2half(d) : __high2half(d)) * static_cast<float>(group);
-      const uint32_t scale = pack_half2(s, s);
+      const uint32_t group_scale = pack_half2(static_cast<float>(group), static_cast<float>(group));
+      const __half2 super_scale = half == 0 ? __low2half2(d) : __high2half2(d);
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
       const uint32_t top = half == 0 ? raw.top.x : raw.top.y;
@@ -499,7 +516,8 @@ struct Q6_KFormat {
         const int shift = 2 * pair - 4;
         const uint32_t high = (shift < 0 ? top << -shift : top >> shift) & 0x00300030u;
         a[pair / 2][pair % 2 * 2 + half] =
-            scaled(biased(nibble_pair(w0, w1, pair) | high), 0x64206420u, scale);
+            as_u32(__hmul2_rn(as_half2(scaled(biased(nibble_pair(w0, w1, pair) | high), 0x64206420u, group_scale)),
+                              super_scale));
       }
     }
   }

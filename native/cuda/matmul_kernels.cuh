@@ -48,32 +48,89 @@ __device__ __forceinline__ float inverse_rms(const float* sums, int count, int q
 
 __device__ __forceinline__ float silu(float x) { return __fdiv_rn(x, __fadd_rn(1.0f, expf(-x))); }
 
+// 16 consecutive inputs, in device or shared memory.
+__device__ __forceinline__ LaneInputs load_inputs(const __half* inputs) {
+  const auto* x = reinterpret_cast<const uint4*>(inputs);
+  const uint4 low = x[0];
+  const uint4 high = x[1];
+  return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+}
+
+// FP16 values between the staged inputs of two tokens beyond their width: eight lanes' 16-byte reads meet no bank twice.
+constexpr int kStagePad = 8;
+
+// Normalises or scales the inputs of up to eight tokens into shared memory, [tokens, width + kStagePad]. What does not
+// depend on earlier kernels is fetched before they are awaited; then the values and what their factor needs together.
 template <Input kInput>
-__device__ __forceinline__ LaneInputs load_inputs(const MatmulTask& task, int64_t row, int k, float factor) {
-  LaneInputs result;
-  if constexpr (kInput == Input::kHalf) {
-    const auto* x = reinterpret_cast<const uint4*>(static_cast<const __half*>(task.input) + row * task.input_stride + k);
-    const uint4 low = x[0];
-    const uint4 high = x[1];
-    result = {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
-  } else {
-    const auto* x =
-        reinterpret_cast<const float4*>(static_cast<const float*>(task.input) + row * task.input_stride + k);
-    const auto* gain = reinterpret_cast<const float4*>(task.gain + k);
+class InputStage {
+ public:
+  __device__ __forceinline__ explicit InputStage(const MatmulTask& task) : task_(task) {
+    if constexpr (kInput == Input::kNormed) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float4 v = x[i];
-      v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor), __fmul_rn(v.z, factor), __fmul_rn(v.w, factor)};
-      if constexpr (kInput == Input::kNormed) {
-        const float4 g = __ldg(gain + i);
-        v = {__fmul_rn(v.x, g.x), __fmul_rn(v.y, g.y), __fmul_rn(v.z, g.z), __fmul_rn(v.w, g.w)};
+      for (int i = 0; i < kAhead; ++i) {
+        if (column(i) < width()) gains_[i] = __ldg(reinterpret_cast<const float2*>(task.gain + column(i)));
       }
-      result.pair[2 * i] = pack_half2(v.x, v.y);
-      result.pair[2 * i + 1] = pack_half2(v.z, v.w);
     }
   }
-  return result;
-}
+
+  __device__ __forceinline__ void run(__half* staged) {
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+    const auto row_of = [&](int token) {
+      return task_.input_rows == nullptr ? static_cast<int64_t>(token) : task_.input_rows[token];
+    };
+    const auto* input = static_cast<const float*>(task_.input);
+    const float* first = input + row_of(0) * task_.input_stride;
+    float2 values[kAhead] = {};
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (column(i) < width()) values[i] = *reinterpret_cast<const float2*>(first + column(i));
+    }
+    const int own = min(lane >> 2, task_.num_tokens - 1);  // each quad finds the factor of one token
+    float factor;
+    if constexpr (kInput == Input::kNormed) {
+      factor = inverse_rms(task_.input_square_sums + row_of(own) * task_.square_stride, task_.square_stride, lane & 3,
+                           task_.inverse_size, task_.epsilon);
+      factor = __fmul_rn(factor, task_.gain_factor);
+    } else {
+      float inverse;
+      factor = range_factor(task_.input_magnitudes[own], &inverse);
+    }
+    const int stride = width() + kStagePad;
+    for (int token = 0; token < task_.num_tokens; ++token) {
+      const float token_factor = __shfl_sync(~0u, factor, token * 4);
+      const float* row = input + row_of(token) * task_.input_stride;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int k = column(i);
+        if (k >= width()) break;
+        const float2 x = token == 0 ? values[i] : *reinterpret_cast<const float2*>(row + k);
+        store(staged + token * stride + k, x, gains_[i], token_factor);
+      }
+      for (int k = column(kAhead); k < width(); k += 2 * static_cast<int>(blockDim.x)) {
+        float2 gain = {};
+        if constexpr (kInput == Input::kNormed) gain = __ldg(reinterpret_cast<const float2*>(task_.gain + k));
+        store(staged + token * stride + k, *reinterpret_cast<const float2*>(row + k), gain, token_factor);
+      }
+    }
+    __syncthreads();
+  }
+
+ private:
+  static constexpr int kAhead = kInput == Input::kNormed ? 2 : 5;
+
+  __device__ __forceinline__ int width() const { return task_.part.num_steps * kStepInputs; }
+  __device__ __forceinline__ static int column(int i) {
+    return 2 * (i * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x));
+  }
+  __device__ __forceinline__ static void store(__half* to, float2 x, float2 gain, float factor) {
+    x = {__fmul_rn(x.x, factor), __fmul_rn(x.y, factor)};
+    if constexpr (kInput == Input::kNormed) x = {__fmul_rn(x.x, gain.x), __fmul_rn(x.y, gain.y)};
+    *reinterpret_cast<uint32_t*>(to) = pack_half2(x.x, x.y);
+  }
+
+  const MatmulTask& task_;
+  float2 gains_[kAhead] = {};
+};
 
 template <class Format, int kTiles, int kGroups, Input kInput>
 __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ MatmulTask task) {
@@ -96,66 +153,62 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   const auto fetch = [&](int step, Raw(&into)[kTiles]) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      into[t] = Format::load(tiles + t * part.tile_stride + static_cast<int64_t>(step) * Format::kStepBytes,
-                             supers + t * part.tile_stride + (step >> 2) * Format::kSuperBytes, lane);
+      into[t] = Format::template load<Space::kDevice>(
+          tiles + t * part.tile_stride + static_cast<int64_t>(step) * Format::kStepBytes,
+          supers + t * part.tile_stride + (step >> 2) * Format::kSuperBytes, lane);
     }
   };
 #pragma unroll
   for (int d = 0; d < kDepth; ++d) {
     if (begin + d < end) fetch(begin + d, raw[d]);
   }
+  // A thread ends with output `i` of its tile, whichever token.
+  const int i = static_cast<int>(threadIdx.x) & 15;
+  float row_factors[kTiles];
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) row_factors[t] = __ldg(part.row_factors + (tile + t) * 16 + i);
+  const int output = part.first_output + (task.epilogue == Epilogue::kGateUp ? tile / 2 : tile) * 16 + i;
+  const bool exists = output - part.first_output < part.num_rows;
+  const float bias = task.bias != nullptr && exists ? __ldg(task.bias + output) : 0.0f;
+  InputStage<kInput> stage(task);
   release_successor();
   await_predecessor();
 
   if (task.magnitudes_to_clear != nullptr && blockIdx.x == 0 && threadIdx.x < kFusedTokens) {
     task.magnitudes_to_clear[threadIdx.x] = 0;
   }
-  int64_t rows[kGroups];
+  const int num_tokens = min(8 * kGroups, task.num_tokens - first_token);
+  float residual = 0;  // of the thread's first output
+  if (task.epilogue == Epilogue::kAdd && exists && static_cast<int>(threadIdx.x) < num_tokens * 16) {
+    residual = task.out[static_cast<int64_t>(first_token + (threadIdx.x >> 4)) * task.out_stride + output];
+  }
+  const __half* inputs = static_cast<const __half*>(task.input);
+  int64_t input_stride = task.input_stride;
+  if constexpr (kInput != Input::kHalf) {
+    auto* staged = reinterpret_cast<__half*>(partials + part.num_splits * kTiles * kGroups * 128);
+    stage.run(staged);
+    inputs = staged;
+    input_stride = part.num_steps * kStepInputs + kStagePad;
+  }
   bool valid[kGroups];
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
     const int token = first_token + g * 8 + (lane >> 2);
     valid[g] = token < task.num_tokens;
-    rows[g] = valid[g] && task.input_rows != nullptr ? task.input_rows[token] : token;
   }
-  float factor = 1.0f;
-  if constexpr (kInput == Input::kNormed) {
-    factor = inverse_rms(task.input_square_sums + (valid[0] ? rows[0] : 0) * task.square_stride,
-                         task.square_stride, q, task.inverse_size, task.epsilon);
-    factor = __fmul_rn(factor, task.gain_factor);
-  } else if constexpr (kInput == Input::kScaled) {
-    float inverse;
-    factor = range_factor(valid[0] ? task.input_magnitudes[rows[0]] : 0, &inverse);
-  }
+  const __half* lane_inputs = inputs + (first_token + (lane >> 2)) * input_stride + q * kLaneInputs;
 
   float acc[kTiles][kGroups][4] = {};
   for (int base = begin; base < end; base += kDepth) {
-    LaneInputs x[kGroups == 1 ? kDepth : 1][kGroups];
-    if constexpr (kGroups == 1) {
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        if (valid[0] && base + d < end) {
-          x[d][0] = load_inputs<kInput>(task, rows[0], (base + d) * kStepInputs + q * kLaneInputs, factor);
-        } else {
-          x[d][0] = {};
-        }
-      }
-    }
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
       const int step = base + d;
       if (step >= end) break;
-      if constexpr (kGroups > 1) {
+      LaneInputs x[kGroups] = {};
 #pragma unroll
-        for (int g = 0; g < kGroups; ++g) {
-          if (valid[g]) {
-            x[0][g] = load_inputs<kInput>(task, rows[g], step * kStepInputs + q * kLaneInputs, factor);
-          } else {
-            x[0][g] = {};
-          }
-        }
+      for (int g = 0; g < kGroups; ++g) {
+        if (valid[g]) x[g] = load_inputs(lane_inputs + g * 8 * input_stride + step * kStepInputs);
       }
-      const auto& inputs = x[kGroups == 1 ? d : 0];
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
@@ -165,7 +218,7 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
 #pragma unroll
-            for (int g = 0; g < kGroups; ++g) mma(acc[t][g], a[j], inputs[g].pair[2 * j], inputs[g].pair[2 * j + 1]);
+            for (int g = 0; g < kGroups; ++g) mma(acc[t][g], a[j], x[g].pair[2 * j], x[g].pair[2 * j + 1]);
           }
         }
       }
@@ -187,8 +240,6 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   }
   __syncthreads();
 
-  const int num_tokens = min(8 * kGroups, task.num_tokens - first_token);
-  const int pieces = task.epilogue == Epilogue::kGateUp ? 1 : kTiles;
   const auto total = [&](int t, int index) {
     float sum = partials[t * kGroups * 128 + index];
     for (int s = 1; s < part.num_splits; ++s) {
@@ -196,44 +247,18 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
     }
     return sum;
   };
-  // All 16 lanes of a tile's row stay together, so the loop bound is the same for each half warp.
-  for (int index = static_cast<int>(threadIdx.x); index < pieces * num_tokens * 16;
-       index += static_cast<int>(blockDim.x)) {
-    const int t = index / (num_tokens * 16);
-    const int within = index - t * num_tokens * 16;
-    const int token = first_token + within / 16;
-    const int i = within & 15;
-    const int row = (task.epilogue == Epilogue::kGateUp ? tile / 2 : tile + t) * 16 + i;
-    const bool exists = row < part.num_rows;
-    float y = __fmul_rn(total(t, within), part.row_factors[(tile + t) * 16 + i]);
+  // The 16 outputs of a token are a half warp, which stays together: the bound is a multiple of 16.
+  for (int index = static_cast<int>(threadIdx.x); index < num_tokens * 16; index += static_cast<int>(blockDim.x)) {
+    const int token = first_token + index / 16;
     float token_factor = 1.0f;
     if constexpr (kInput == Input::kNormed) token_factor = __fdiv_rn(1.0f, task.gain_factor);
     if constexpr (kInput == Input::kScaled) range_factor(task.input_magnitudes[token], &token_factor);
     if (task.token_factors != nullptr) token_factor = task.token_factors[token];
-    y = __fmul_rn(y, token_factor);
-    float* out = task.out + static_cast<int64_t>(token) * task.out_stride + part.first_output + row;
+    float y = __fmul_rn(__fmul_rn(total(0, index), row_factors[0]), token_factor);
+    float* out = task.out + static_cast<int64_t>(token) * task.out_stride + output;
     const unsigned half_warp = 0xffffu << (lane & 16);
-    if (task.epilogue == Epilogue::kStore) {
-      if (exists) *out = task.bias == nullptr ? y : __fadd_rn(y, task.bias[part.first_output + row]);
-    } else if (task.epilogue == Epilogue::kAdd) {
-      float square = 0;
-      if (exists) {
-        y = __fadd_rn(*out, y);
-        *out = y;
-        square = __fmul_rn(y, y);
-      }
-      if (task.square_sums != nullptr) {
-#pragma unroll
-        for (int offset = 8; offset > 0; offset /= 2) {
-          square = __fadd_rn(square, __shfl_xor_sync(half_warp, square, offset, 16));
-        }
-        if (i == 0) task.square_sums[static_cast<int64_t>(token) * task.square_stride_out + tile + t] = square;
-      }
-    } else {
-      float up = 0;
-      if constexpr (kTiles == 2) {
-        up = __fmul_rn(__fmul_rn(total(1, within), part.row_factors[(tile + 1) * 16 + i]), token_factor);
-      }
+    if constexpr (kTiles == 2) {
+      const float up = __fmul_rn(__fmul_rn(total(1, index), row_factors[1]), token_factor);
       const float value = exists ? __fmul_rn(silu(y), up) : 0.0f;
       if (exists) *out = value;
       if (task.magnitudes != nullptr) {
@@ -244,13 +269,29 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
         }
         if (i == 0) atomicMax(task.magnitudes + token, magnitude);
       }
+    } else if (task.epilogue == Epilogue::kStore) {
+      if (exists) *out = task.bias == nullptr ? y : __fadd_rn(y, bias);
+    } else {
+      float square = 0;
+      if (exists) {
+        y = __fadd_rn(index < static_cast<int>(blockDim.x) ? residual : *out, y);
+        *out = y;
+        square = __fmul_rn(y, y);
+      }
+      if (task.square_sums != nullptr) {
+#pragma unroll
+        for (int offset = 8; offset > 0; offset /= 2) {
+          square = __fadd_rn(square, __shfl_xor_sync(half_warp, square, offset, 16));
+        }
+        if (i == 0) task.square_sums[static_cast<int64_t>(token) * task.square_stride_out + tile] = square;
+      }
     }
   }
 }
 
 constexpr int kWideWarps = 8;
 constexpr int kWideTokens = 64;
-constexpr int kWideStages = 4;
+constexpr int kWideStages = 3;
 constexpr int kWideRowBytes = kStepInputs * 2 + 16;  // padded: eight lanes' 16-byte reads meet no bank twice
 
 __device__ __forceinline__ void copy_async16(void* shared, const void* global, bool valid) {
@@ -260,8 +301,13 @@ __device__ __forceinline__ void copy_async16(void* shared, const void* global, b
 }
 
 template <class Format>
+constexpr size_t wide_shared_bytes() {
+  return size_t{kWideStages} * (kWideTokens * kWideRowBytes + kWideWarps * 2 * Format::kStepBytes);
+}
+
+template <class Format>
 __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_constant__ MatmulTask task) {
-  __shared__ __align__(16) uint8_t inputs[kWideStages][kWideTokens][kWideRowBytes];
+  extern __shared__ __align__(16) uint8_t staged[];  // inputs [stages][tokens][row], weights [stages][warps][2 tiles]
   constexpr int kGroups = kWideTokens / 8;
   const PackedPart& part = task.part;
   const int warp = static_cast<int>(threadIdx.x) >> 5;
@@ -277,31 +323,37 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
   await_predecessor();
 
   const auto* source = static_cast<const __half*>(task.input);
-  const auto stage_inputs = [&](int step) {
+  const auto inputs_of = [&](int step, int token) {
+    return staged + ((step % kWideStages) * kWideTokens + token) * kWideRowBytes;
+  };
+  const auto weights_of = [&](int step) {
+    return staged + kWideStages * kWideTokens * kWideRowBytes +
+           ((step % kWideStages) * kWideWarps + warp) * 2 * Format::kStepBytes;
+  };
+  const auto stage = [&](int step) {
     if (step < part.num_steps) {
+      uint8_t* weights = weights_of(step);
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const uint8_t* from = tiles + t * part.tile_stride + static_cast<int64_t>(step) * Format::kStepBytes;
+#pragma unroll
+        for (int piece = lane; piece < Format::kStepBytes / 16; piece += 32) {
+          copy_async16(weights + t * Format::kStepBytes + piece * 16, from + piece * 16, true);
+        }
+      }
 #pragma unroll
       for (int i = 0; i < kWideTokens * 8 / (kWideWarps * 32); ++i) {
         const int piece = i * kWideWarps * 32 + static_cast<int>(threadIdx.x);
         const int token = piece >> 3;
         const bool valid = first_token + token < task.num_tokens;
         const int64_t row = valid ? first_token + token : 0;
-        copy_async16(&inputs[step % kWideStages][token][(piece & 7) * 16],
+        copy_async16(inputs_of(step, token) + (piece & 7) * 16,
                      source + row * task.input_stride + step * kStepInputs + (piece & 7) * 8, valid);
       }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
-  for (int step = 0; step < kWideStages - 1; ++step) stage_inputs(step);
-
-  typename Format::Raw raw[2];
-  const auto fetch = [&](int step, typename Format::Raw(&into)[2]) {
-#pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      into[t] = Format::load(tiles + t * part.tile_stride + static_cast<int64_t>(step) * Format::kStepBytes,
-                             supers + t * part.tile_stride + (step >> 2) * Format::kSuperBytes, lane);
-    }
-  };
-  fetch(0, raw);
+  for (int step = 0; step < kWideStages - 1; ++step) stage(step);
 
   float sum[2][kGroups][4];
   float acc[2][kGroups][4] = {};
@@ -310,17 +362,22 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
   for (int step = 0; step < part.num_steps; ++step) {
     asm volatile("cp.async.wait_group %0;" ::"n"(kWideStages - 2) : "memory");
     __syncthreads();
-    stage_inputs(step + kWideStages - 1);
-    typename Format::Raw current[2] = {raw[0], raw[1]};
-    if (step + 1 < part.num_steps) fetch(step + 1, raw);
+    stage(step + kWideStages - 1);
+    typename Format::Raw raw[2];
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      raw[t] = Format::template load<Space::kShared>(weights_of(step) + t * Format::kStepBytes,
+                                                     supers + t * part.tile_stride + (step >> 2) * Format::kSuperBytes,
+                                                     lane);
+    }
 #pragma unroll
     for (int pass = 0; pass < Format::kPasses; ++pass) {
       uint32_t a[2][4][4];
-      Format::unpack(current[0], lane, pass, a[0]);
-      Format::unpack(current[1], lane, pass, a[1]);
+      Format::unpack(raw[0], lane, pass, a[0]);
+      Format::unpack(raw[1], lane, pass, a[1]);
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
-        const auto* x = reinterpret_cast<const uint4*>(&inputs[step % kWideStages][g * 8 + r][q * 32]);
+        const auto* x = reinterpret_cast<const uint4*>(inputs_of(step, g * 8 + r) + q * 32);
         const uint4 low = x[0];
         const uint4 high = x[1];
         const uint32_t pair[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
@@ -393,7 +450,10 @@ template <class Format, int kTiles, int kGroups, Input kInput>
 void launch_narrow(const MatmulTask& task) {
   const auto kernel = narrow_kernel<Format, kTiles, kGroups, kInput>;
   const PackedPart& part = task.part;
-  const size_t shared = static_cast<size_t>(part.num_splits) * kTiles * kGroups * 128 * sizeof(float);
+  size_t shared = static_cast<size_t>(part.num_splits) * kTiles * kGroups * 128 * sizeof(float);
+  if (kInput != Input::kHalf) {
+    shared += static_cast<size_t>(task.num_tokens * (part.num_steps * kStepInputs + kStagePad)) * sizeof(__half);
+  }
   allow_shared(kernel, shared);
   const dim3 grid(static_cast<unsigned>(part.num_tiles / kTiles),
                   static_cast<unsigned>((task.num_tokens + 8 * kGroups - 1) / (8 * kGroups)));
@@ -419,7 +479,8 @@ void matmul_of(const MatmulTask& task) {
   if (task.wide) {
     const dim3 grid(static_cast<unsigned>((task.num_tokens + kWideTokens - 1) / kWideTokens),
                     static_cast<unsigned>((task.part.num_tiles + 2 * kWideWarps - 1) / (2 * kWideWarps)));
-    launch(wide_kernel<Format>, grid, dim3(kWideWarps * 32), 0, task.stream, task);
+    allow_shared(wide_kernel<Format>, wide_shared_bytes<Format>());
+    launch(wide_kernel<Format>, grid, dim3(kWideWarps * 32), wide_shared_bytes<Format>(), task.stream, task);
   } else if (task.epilogue == Epilogue::kGateUp) {
     launch_narrow<Format, 2>(task);
   } else {
@@ -496,8 +557,8 @@ __global__ void embed_kernel(const __grid_constant__ PackedPart part, const int3
   const uint8_t* supers = bytes + static_cast<int64_t>(part.num_steps) * Format::kStepBytes;
   const float factor = part.row_factors[id];
   for (int step = warp; step < part.num_steps; step += static_cast<int>(blockDim.x) / 32) {
-    const auto raw = Format::load(bytes + static_cast<int64_t>(step) * Format::kStepBytes,
-                                  supers + (step >> 2) * Format::kSuperBytes, lane);
+    const auto raw = Format::template load<Space::kDevice>(bytes + static_cast<int64_t>(step) * Format::kStepBytes,
+                                                           supers + (step >> 2) * Format::kSuperBytes, lane);
     float values[16] = {};
     for (int pass = 0; pass < Format::kPasses; ++pass) {
       uint32_t a[4][4];

@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_consta
   const int64_t token = blockIdx.x;
   const int64_t row = task.rows == nullptr ? token : task.rows[token];
   const float* x = task.input + row * task.input_stride;
+#pragma unroll 4
   for (int k = static_cast<int>(threadIdx.x); k < task.square_stride * 16; k += kThreads) {
     float square = 0;
     if (k < task.input_stride) square = __fmul_rn(x[k], x[k]);
@@ -43,9 +44,12 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const float* input, int
   await_predecessor();
   const int64_t token = blockIdx.x;
   const float* x = input + token * stride;
+  const auto size_of = [](float value) { return __float_as_uint(value) & 0x7fffffffu; };
   uint32_t magnitude = 0;
-  for (int k = static_cast<int>(threadIdx.x); k < stride; k += kThreads) {
-    magnitude = max(magnitude, __float_as_uint(x[k]) & 0x7fffffffu);
+#pragma unroll 8
+  for (int k = 4 * static_cast<int>(threadIdx.x); k < stride; k += 4 * kThreads) {
+    const float4 v = *reinterpret_cast<const float4*>(x + k);
+    magnitude = max(max(magnitude, max(size_of(v.x), size_of(v.y))), max(size_of(v.z), size_of(v.w)));
   }
   magnitude = __reduce_max_sync(~0u, magnitude);
   if ((threadIdx.x & 31) == 0) largest[threadIdx.x / 32] = magnitude;
@@ -53,10 +57,12 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const float* input, int
   for (int i = 0; i < kThreads / 32; ++i) magnitude = max(magnitude, largest[i]);
   float inverse;
   const float factor = range_factor(magnitude, &inverse);
-  for (int k = 2 * static_cast<int>(threadIdx.x); k < stride; k += 2 * kThreads) {
-    const float2 v = *reinterpret_cast<const float2*>(x + k);
-    reinterpret_cast<uint32_t*>(out + token * stride)[k / 2] =
-        pack_half2(__fmul_rn(v.x, factor), __fmul_rn(v.y, factor));
+#pragma unroll 8
+  for (int k = 4 * static_cast<int>(threadIdx.x); k < stride; k += 4 * kThreads) {
+    const float4 v = *reinterpret_cast<const float4*>(x + k);
+    reinterpret_cast<uint2*>(out + token * stride)[k / 4] = {
+        pack_half2(__fmul_rn(v.x, factor), __fmul_rn(v.y, factor)),
+        pack_half2(__fmul_rn(v.z, factor), __fmul_rn(v.w, factor))};
   }
   if (threadIdx.x == 0) token_factors[token] = inverse;
 }

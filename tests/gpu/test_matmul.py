@@ -10,8 +10,8 @@ from unit.gguf_formats import FORMATS, Floats, dequantize, quantize
 
 pytestmark = pytest.mark.gpu
 
-# Inputs and weights are rounded to FP16 (2^-12 each); sums are exact beside that.
-MAX_RELATIVE_ERROR = 6e-4
+# Weights are rounded to FP16 (2^-12 each, the K formats twice), and few outputs do not average that out; sums are exact
+MAX_RELATIVE_ERROR = 1.5e-3
 WIDTHS = {1: (32, 96, 576), 32: (32, 96, 4864), 256: (256, 768, 4864 // 256 * 256)}
 
 

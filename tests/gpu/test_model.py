@@ -86,7 +86,7 @@ def test_cpu_and_gpu_agree_on_odd_shapes(tmp_path: Path, shape: dict[str, Any]) 
 def test_logits_do_not_depend_on_company_or_chunks(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model.gguf", dtype="Q4_0", n_embd=128, n_heads=8, n_ff=256, context=1024)
     file = _native.GgufFile(str(model.path))
-    runner = _native.Runner(file, options("cuda", max_batch_tokens=512))
+    runner = _native.Runner(file, options("cuda", max_batch_tokens=512, kv_cache_bytes=1 << 30))
     ids = random_ids(400, model.vocab_size, seed=2)
     whole = forward(runner, 0, ids)
     for chunk in (1, 7, 16, 64, 130, 257):
