@@ -35,7 +35,8 @@ MUTATIONS = (
     Mutation(
         "partial attention is combined in another order when splits are computed side by side",
         "native/cpu/cpu_backend.cpp",
-        r"for \(int32_t split = 0; split < splits_of\(tile\); \+\+split\)(\s+\{\s+kernels_\.combine_splits\(\s*&total,)",
+        r"for \(int32_t split = 0; split < splits_of\(tile\); \+\+split\)"
+        r"(\s+\{\s+kernels_\.combine_splits\(\s*&total,)",
         r"for (int32_t split = splits_of(tile) - 1; split >= 0; --split)\1",
     ),
     Mutation(
