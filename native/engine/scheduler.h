@@ -40,7 +40,7 @@ struct SchedulerLimits {
 // Continuous batching with chunked prefill. Each step: first every running sequence that waits for its next token (one
 // row each), then prompt chunks of running sequences in order of arrival, then newly admitted ones, until the row
 // budget is spent. If a running sequence needs a block and none can be had, the youngest running one is preempted: it
-// gives its blocks back, waits at the front, and later recomputes exactly what it had (DESIGN §3 makes that invisible).
+// gives its blocks back, waits at the front, and later recomputes exactly what it had (invisible: W-42).
 class Scheduler {
  public:
   Scheduler(const SchedulerLimits& limits, KvPool* pool) : limits_(limits), pool_(pool) {}
