@@ -14,16 +14,17 @@ from tokenwire.client import AsyncClient, End, Metrics, Started, Token, Tokenwir
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Prompts = Callable[[int], Sequence[int]]
+# A prompt by request number: text, or token ids that are used as they are.
+Prompts = Callable[[int], str | Sequence[int]]
 
 
 class WorkerLoad:
-    """Sends prompts of token ids over gRPC; its `send` is what a loop of `tokenwire.bench.load` takes.
+    """Sends prompts over gRPC; its `send` is what a loop of `tokenwire.bench.load` takes.
 
     Args:
         target: `host:port`.
         connections: how many carry the streams, in turns.
-        prompts: token ids by request number.
+        prompts: text or token ids by request number.
         max_tokens, temperature: of every request.
         banned_ids: token ids that may not be generated.
         timeout_s: of each request; None waits as long as the worker allows.
@@ -69,8 +70,10 @@ class WorkerLoad:
         prompt_tokens = cached_tokens = 0
         queue_ms: float | None = None
         error_code = stop_reason = ""
+        prompt = self._prompts(number)
         stream = self._clients[number % len(self._clients)].execute(
-            token_ids=self._prompts(number),
+            prompt if isinstance(prompt, str) else None,
+            token_ids=None if isinstance(prompt, str) else prompt,
             max_tokens=self._max_tokens,
             temperature=self._temperature,
             seed=number,

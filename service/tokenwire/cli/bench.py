@@ -124,10 +124,12 @@ def bench(
 async def _measure(plan: Plan) -> tuple[HealthReport, list[Record]]:
     async with AsyncClient(plan.target) as client:
         worker = await client.health()
+    if worker.phase != "ready":
+        raise CliError(f"the worker is {worker.phase}", "try again once `tokenwire health` shows it ready")
     if plan.prompt_tokens + plan.max_tokens > worker.context_length:
-        limit = f"{worker.context_length} tokens" if worker.context_length else f"not known: it is {worker.phase}"
+        wanted = f"{plan.prompt_tokens} prompt tokens + {plan.max_tokens}"
         raise CliError(
-            f"{plan.prompt_tokens} prompt tokens + {plan.max_tokens} are beyond the worker's context ({limit})",
+            f"{wanted} are beyond the worker's context ({worker.context_length} tokens)",
             "lower --prompt-tokens or --max-tokens",
             ExitCode.USAGE,
         )
