@@ -203,7 +203,9 @@ def main() -> None:
         pids = [stack.enter_context(running(command, lambda: worker_is_ready(target)))]
         if arguments.llama_server:
             command = [str(arguments.llama_server), "-m", str(arguments.peer_model or arguments.model)]
-            command += ["-np", str(load.concurrency), "-c", str(512 * load.concurrency), "-t", str(arguments.threads)]
+            slot_tokens = max(512, 4 * load.prompt_words + load.max_tokens)
+            command += ["-np", str(load.concurrency), "-c", str(slot_tokens * load.concurrency)]
+            command += ["-t", str(arguments.threads)]
             command += ["--host", "127.0.0.1", "--port", str(peer_port)]
             pids.append(stack.enter_context(running(command, lambda: llama_server_is_ready(peer_port))))
         served_port = peer_port if arguments.llama_server else None
