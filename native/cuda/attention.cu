@@ -1,6 +1,6 @@
 // Paged attention over FP16 keys and values, one row at a time, so prefill and decode give the same bits.
 //
-// A block of 128 threads owns a row, up to 4 query heads of one kv head, and one split of 128 keys. Scores: Σ q·k in
+// A block of 128 threads owns a row, up to 4 query heads of one kv head (8 for many rows), and one split of 128 keys. Scores: Σ q·k in
 // order of the dimensions (fma). Weights: e^(score - the split's maximum); their sum runs over lanes in a tree, then over
 // the warps in order. Values: each thread sums 8 dimensions over its keys in order, the threads' sums are added in order.
 // Splits are combined in order by the block that ends last. Reads 4 · head_dim bytes a key, kv head and row.
@@ -13,7 +13,7 @@ namespace tw::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kMostHeads = 4;
+constexpr int kManyRows = 16;
 
 __device__ __forceinline__ void to_floats(const uint4& packed, float (&out)[8]) {
   const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
@@ -240,7 +240,9 @@ template <int kDim>
 void launch_attention(const AttentionTask& task) {
   const int group_size = task.num_heads / task.num_kv_heads;
   if (group_size == 1) return launch_attention<kDim, 1>(task);
-  return launch_attention<kDim, kMostHeads>(task);
+  // Few rows need many blocks, many rows few reads of the keys. A head's arithmetic is the same either way.
+  if (group_size <= 4 || task.num_rows <= kManyRows) return launch_attention<kDim, 4>(task);
+  return launch_attention<kDim, 8>(task);
 }
 
 }  // namespace
@@ -248,8 +250,6 @@ void launch_attention(const AttentionTask& task) {
 bool supports_head_dim(int32_t head_dim) {
   return head_dim == 16 || head_dim == 32 || head_dim == 64 || head_dim == 96 || head_dim == 128;
 }
-
-int32_t head_groups(int32_t heads_per_kv) { return (heads_per_kv + kMostHeads - 1) / kMostHeads; }
 
 void attention(const AttentionTask& task) {
   switch (task.head_dim) {

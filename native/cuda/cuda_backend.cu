@@ -21,7 +21,7 @@ namespace {
 
 __global__ void presence_kernel() {}
 
-constexpr int64_t kMostStagedBytes = int64_t{128} << 10;
+constexpr int64_t kMostStagedBytes = int64_t{80} << 10;
 constexpr size_t kPartialBytes = size_t{64} << 20;
 
 int64_t padded(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }

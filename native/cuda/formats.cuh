@@ -416,7 +416,7 @@ struct GroupedFormat {
     raw.nibbles = load_stream<kSpace>(step + lane * 16);
     if (kFifth) raw.fifth = load_const<uint32_t, kSpace>(step + 512 + lane * 4);
     raw.groups = load_const<uint32_t, kSpace>(step + 512 + kFifthBytes + (lane >> 1) * 4);
-    raw.supers = load_const<uint2>(super + (lane >> 2) * 8);
+    raw.supers = load_const<uint2, kSpace>(super + (lane >> 2) * 8);
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
@@ -498,7 +498,7 @@ struct Q6_KFormat {
     raw.nibbles = load_stream<kSpace>(step + lane * 16);
     raw.top = load_const<uint2, kSpace>(step + 512 + lane * 8);
     raw.scales = load_const<uint16_t, kSpace>(step + 768 + lane * 2);
-    raw.supers = load_const<uint32_t>(super + (lane >> 2) * 4);
+    raw.supers = load_const<uint32_t, kSpace>(super + (lane >> 2) * 4);
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {

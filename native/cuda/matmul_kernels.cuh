@@ -56,6 +56,50 @@ __device__ __forceinline__ LaneInputs load_inputs(const __half* inputs) {
   return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
 }
 
+__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool valid) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes) : "memory");
+}
+
+// Bytes of a step of one tile in shared memory: the step's own, then those of its super.
+template <class Format>
+constexpr int kStageBytes = Format::kStepBytes + Format::kSuperBytes;
+
+// A warp starts copying one step of kTiles neighbouring tiles.
+template <class Format, int kTiles>
+__device__ __forceinline__ void stage_weights(uint8_t* to, const uint8_t* tiles, const PackedPart& part, int step,
+                                              int lane) {
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+    const uint8_t* tile = tiles + t * part.tile_stride;
+    const uint8_t* from = tile + static_cast<int64_t>(step) * Format::kStepBytes;
+    uint8_t* into = to + t * kStageBytes<Format>;
+#pragma unroll
+    for (int piece = lane; piece < Format::kStepBytes / 16; piece += 32) {
+      copy_async16(into + piece * 16, from + piece * 16, true);
+    }
+    if constexpr (Format::kSuperBytes > 0) {
+      const uint8_t* super = tile + static_cast<int64_t>(part.num_steps) * Format::kStepBytes +
+                             static_cast<int64_t>(step >> 2) * Format::kSuperBytes;
+      if (lane < Format::kSuperBytes / 16) {
+        copy_async16(into + Format::kStepBytes + lane * 16, super + lane * 16, true);
+      }
+    }
+  }
+}
+
+template <class Format>
+__device__ __forceinline__ typename Format::Raw load_staged(const uint8_t* from, int lane) {
+  return Format::template load<Space::kShared>(from, from + Format::kStepBytes, lane);
+}
+
+// Steps that a warp of the narrow kernel has under way: about 8 KiB of weights.
+template <class Format, int kTiles>
+constexpr int kRingSteps = 8192 / (kTiles * kStageBytes<Format>) < 1   ? 1
+                           : 8192 / (kTiles * kStageBytes<Format>) > 6 ? 6
+                                                                       : 8192 / (kTiles * kStageBytes<Format>);
+
 // FP16 values between the staged inputs of two tokens beyond their width: eight lanes' 16-byte reads meet no bank twice.
 constexpr int kStagePad = 8;
 
@@ -132,12 +176,20 @@ class InputStage {
   float2 gains_[kAhead] = {};
 };
 
+template <class Format, int kTiles, int kGroups>
+__host__ __device__ constexpr int narrow_ring_bytes(int num_splits) {
+  const int ring = kRingSteps<Format, kTiles> * kTiles * kStageBytes<Format>;
+  const int partials = kTiles * kGroups * 128 * static_cast<int>(sizeof(float));
+  return num_splits * (ring > partials ? ring : partials);
+}
+
 template <class Format, int kTiles, int kGroups, Input kInput>
 __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ MatmulTask task) {
-  extern __shared__ float partials[];  // [splits][kTiles][kGroups][8 tokens][16 outputs]
-  constexpr size_t kRawBytes = sizeof(typename Format::Raw) * kTiles;
-  constexpr int kDepth = kRawBytes <= 64 ? 3 : kRawBytes <= 128 ? 2 : 1;
-  using Raw = typename Format::Raw;
+  // [splits] rings of weights, later [splits][kTiles][kGroups][8 tokens][16 outputs] partial sums; then staged inputs
+  extern __shared__ __align__(16) uint8_t shared[];
+  constexpr int kDepth = kRingSteps<Format, kTiles>;
+  constexpr int kRingBytes = kDepth * kTiles * kStageBytes<Format>;
+  auto* const partials = reinterpret_cast<float*>(shared);
   const PackedPart& part = task.part;
   const int warp = static_cast<int>(threadIdx.x) >> 5;
   const int lane = static_cast<int>(threadIdx.x) & 31;
@@ -147,21 +199,14 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   const int begin = warp * part.num_steps / part.num_splits;
   const int end = (warp + 1) * part.num_steps / part.num_splits;
   const uint8_t* tiles = part.tiles + tile * part.tile_stride;
-  const uint8_t* supers = tiles + static_cast<int64_t>(part.num_steps) * Format::kStepBytes;
-
-  Raw raw[kDepth][kTiles];
-  const auto fetch = [&](int step, Raw(&into)[kTiles]) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      into[t] = Format::template load<Space::kDevice>(
-          tiles + t * part.tile_stride + static_cast<int64_t>(step) * Format::kStepBytes,
-          supers + t * part.tile_stride + (step >> 2) * Format::kSuperBytes, lane);
+  uint8_t* const ring = shared + warp * kRingBytes;
+  const auto fetch = [&](int step) {
+    if (step < end) {
+      stage_weights<Format, kTiles>(ring + (step - begin) % kDepth * kTiles * kStageBytes<Format>, tiles, part, step, lane);
     }
+    asm volatile("cp.async.commit_group;" ::: "memory");
   };
-#pragma unroll
-  for (int d = 0; d < kDepth; ++d) {
-    if (begin + d < end) fetch(begin + d, raw[d]);
-  }
+  for (int d = 0; d < kDepth; ++d) fetch(begin + d);
   // A thread ends with output `i` of its tile, whichever token.
   const int i = static_cast<int>(threadIdx.x) & 15;
   float row_factors[kTiles];
@@ -185,7 +230,7 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   const __half* inputs = static_cast<const __half*>(task.input);
   int64_t input_stride = task.input_stride;
   if constexpr (kInput != Input::kHalf) {
-    auto* staged = reinterpret_cast<__half*>(partials + part.num_splits * kTiles * kGroups * 128);
+    auto* staged = reinterpret_cast<__half*>(shared + narrow_ring_bytes<Format, kTiles, kGroups>(part.num_splits));
     stage.run(staged);
     inputs = staged;
     input_stride = part.num_steps * kStepInputs + kStagePad;
@@ -199,32 +244,34 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   const __half* lane_inputs = inputs + (first_token + (lane >> 2)) * input_stride + q * kLaneInputs;
 
   float acc[kTiles][kGroups][4] = {};
-  for (int base = begin; base < end; base += kDepth) {
+  for (int step = begin; step < end; ++step) {
+    LaneInputs x[kGroups] = {};
 #pragma unroll
-    for (int d = 0; d < kDepth; ++d) {
-      const int step = base + d;
-      if (step >= end) break;
-      LaneInputs x[kGroups] = {};
+    for (int g = 0; g < kGroups; ++g) {
+      if (valid[g]) x[g] = load_inputs(lane_inputs + g * 8 * input_stride + step * kStepInputs);
+    }
+    asm volatile("cp.async.wait_group %0;" ::"n"(kDepth - 1) : "memory");
+    __syncwarp();
+    const uint8_t* staged_step = ring + (step - begin) % kDepth * kTiles * kStageBytes<Format>;
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        if (valid[g]) x[g] = load_inputs(lane_inputs + g * 8 * input_stride + step * kStepInputs);
-      }
+    for (int t = 0; t < kTiles; ++t) {
+      const auto raw = load_staged<Format>(staged_step + t * kStageBytes<Format>, lane);
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
+      for (int pass = 0; pass < Format::kPasses; ++pass) {
+        uint32_t a[4][4];
+        Format::unpack(raw, lane, pass, a);
 #pragma unroll
-        for (int pass = 0; pass < Format::kPasses; ++pass) {
-          uint32_t a[4][4];
-          Format::unpack(raw[d][t], lane, pass, a);
+        for (int j = 0; j < 4; ++j) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-#pragma unroll
-            for (int g = 0; g < kGroups; ++g) mma(acc[t][g], a[j], x[g].pair[2 * j], x[g].pair[2 * j + 1]);
-          }
+          for (int g = 0; g < kGroups; ++g) mma(acc[t][g], a[j], x[g].pair[2 * j], x[g].pair[2 * j + 1]);
         }
       }
-      if (step + kDepth < end) fetch(step + kDepth, raw[d]);
     }
+    __syncwarp();
+    fetch(step + kDepth);
   }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();  // the partial sums lie where the rings were
 
   const int r = lane >> 2;
 #pragma unroll
@@ -294,15 +341,9 @@ constexpr int kWideTokens = 64;
 constexpr int kWideStages = 3;
 constexpr int kWideRowBytes = kStepInputs * 2 + 16;  // padded: eight lanes' 16-byte reads meet no bank twice
 
-__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool valid) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes) : "memory");
-}
-
 template <class Format>
 constexpr size_t wide_shared_bytes() {
-  return size_t{kWideStages} * (kWideTokens * kWideRowBytes + kWideWarps * 2 * Format::kStepBytes);
+  return size_t{kWideStages} * (kWideTokens * kWideRowBytes + kWideWarps * 2 * kStageBytes<Format>);
 }
 
 template <class Format>
@@ -318,7 +359,6 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
   const int first_token = static_cast<int>(blockIdx.x) * kWideTokens;
   const bool active = tile < part.num_tiles;
   const uint8_t* tiles = part.tiles + (active ? tile : 0) * part.tile_stride;
-  const uint8_t* supers = tiles + static_cast<int64_t>(part.num_steps) * Format::kStepBytes;
   release_successor();
   await_predecessor();
 
@@ -328,19 +368,11 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
   };
   const auto weights_of = [&](int step) {
     return staged + kWideStages * kWideTokens * kWideRowBytes +
-           ((step % kWideStages) * kWideWarps + warp) * 2 * Format::kStepBytes;
+           ((step % kWideStages) * kWideWarps + warp) * 2 * kStageBytes<Format>;
   };
   const auto stage = [&](int step) {
     if (step < part.num_steps) {
-      uint8_t* weights = weights_of(step);
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const uint8_t* from = tiles + t * part.tile_stride + static_cast<int64_t>(step) * Format::kStepBytes;
-#pragma unroll
-        for (int piece = lane; piece < Format::kStepBytes / 16; piece += 32) {
-          copy_async16(weights + t * Format::kStepBytes + piece * 16, from + piece * 16, true);
-        }
-      }
+      stage_weights<Format, 2>(weights_of(step), tiles, part, step, lane);
 #pragma unroll
       for (int i = 0; i < kWideTokens * 8 / (kWideWarps * 32); ++i) {
         const int piece = i * kWideWarps * 32 + static_cast<int>(threadIdx.x);
@@ -366,9 +398,7 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
     typename Format::Raw raw[2];
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
-      raw[t] = Format::template load<Space::kShared>(weights_of(step) + t * Format::kStepBytes,
-                                                     supers + t * part.tile_stride + (step >> 2) * Format::kSuperBytes,
-                                                     lane);
+      raw[t] = load_staged<Format>(weights_of(step) + t * kStageBytes<Format>, lane);
     }
 #pragma unroll
     for (int pass = 0; pass < Format::kPasses; ++pass) {
@@ -376,15 +406,16 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
       Format::unpack(raw[0], lane, pass, a[0]);
       Format::unpack(raw[1], lane, pass, a[1]);
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const auto* x = reinterpret_cast<const uint4*>(inputs_of(step, g * 8 + r) + q * 32);
-        const uint4 low = x[0];
-        const uint4 high = x[1];
-        const uint32_t pair[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      for (int g = 0; g < kGroups; g += 2) {
+        LaneInputs x[2];
+        x[0] = load_inputs(reinterpret_cast<const __half*>(inputs_of(step, g * 8 + r) + q * 32));
+        x[1] = load_inputs(reinterpret_cast<const __half*>(inputs_of(step, g * 8 + 8 + r) + q * 32));
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          mma(acc[0][g], a[0][j], pair[2 * j], pair[2 * j + 1]);
-          mma(acc[1][g], a[1][j], pair[2 * j], pair[2 * j + 1]);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            mma(acc[e & 1][g + e / 2], a[e & 1][j], x[e / 2].pair[2 * j], x[e / 2].pair[2 * j + 1]);
+          }
         }
       }
     }
@@ -450,7 +481,7 @@ template <class Format, int kTiles, int kGroups, Input kInput>
 void launch_narrow(const MatmulTask& task) {
   const auto kernel = narrow_kernel<Format, kTiles, kGroups, kInput>;
   const PackedPart& part = task.part;
-  size_t shared = static_cast<size_t>(part.num_splits) * kTiles * kGroups * 128 * sizeof(float);
+  auto shared = static_cast<size_t>(narrow_ring_bytes<Format, kTiles, kGroups>(part.num_splits));
   if (kInput != Input::kHalf) {
     shared += static_cast<size_t>(task.num_tokens * (part.num_steps * kStepInputs + kStagePad)) * sizeof(__half);
   }

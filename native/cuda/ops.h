@@ -57,7 +57,7 @@ struct AttentionTask {
   int32_t max_splits;        // of the rows of this launch
   bool append;               // attention also writes the rows' own keys and values: each sequence has one row
   float* partials;           // [rows, heads, max_splits, head_dim + 2]
-  int32_t* arrivals;         // [rows, kv heads · head groups], zero between launches
+  int32_t* arrivals;         // [rows, heads], zero between launches
   __half* out;               // [rows, out_stride]
   int64_t out_stride;
   cudaStream_t stream;
@@ -67,8 +67,6 @@ struct AttentionTask {
 constexpr int kSplitKeys = 128;
 
 bool supports_head_dim(int32_t head_dim);
-// Head groups that attention() makes of the query heads that share a kv head.
-int32_t head_groups(int32_t heads_per_kv);
 void rope_append(const AttentionTask& task);
 void attention(const AttentionTask& task);
 

@@ -83,8 +83,11 @@ def test_cpu_and_gpu_agree_on_odd_shapes(tmp_path: Path, shape: dict[str, Any]) 
     check_agreement(model.path, model.vocab_size)
 
 
-def test_logits_do_not_depend_on_company_or_chunks(tmp_path: Path) -> None:
-    model = tiny_llama(tmp_path / "model.gguf", dtype="Q4_0", n_embd=128, n_heads=8, n_ff=256, context=1024)
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
+def test_logits_do_not_depend_on_company_or_chunks(tmp_path: Path, kv_heads: int) -> None:
+    model = tiny_llama(
+        tmp_path / "model.gguf", dtype="Q4_0", n_embd=128, n_heads=8, n_kv_heads=kv_heads, n_ff=256, context=1024
+    )
     file = _native.GgufFile(str(model.path))
     runner = _native.Runner(file, options("cuda", max_batch_tokens=512, kv_cache_bytes=1 << 30))
     ids = random_ids(400, model.vocab_size, seed=2)
