@@ -242,6 +242,14 @@ def run_alone(engine: Any, request: Request, job_id: str = "alone") -> Answer:
     return transcript.answer()
 
 
+def wait_until(what: str, condition: Any, timeout_s: float = 30.0) -> None:
+    """Waits for another thread's progress."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.0005)
+
+
 def settle(engine: Any, timeout_s: float = WAIT_S) -> Any:
     """Waits until no job is left, then holds the ledger to its promise; the stats."""
     deadline = time.monotonic() + timeout_s
