@@ -15,6 +15,7 @@ import contextlib
 import json
 import random
 import select
+import signal
 import statistics
 import sys
 import time
@@ -193,6 +194,8 @@ def main() -> None:
     model = load_model(
         load_settings({"model": str(arguments.model), "num_threads": arguments.threads}), lambda percent: None
     )
+    # As an exception, so that the servers end with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     worker_port, peer_port = free_port(), free_port()
     target = f"127.0.0.1:{worker_port}"
     with contextlib.ExitStack() as stack:
@@ -239,6 +242,8 @@ async def measure(
             rows = {"engine alone": engine_run(model, load, first_number, pids)}
             for name, send in sends.items():
                 rows[name] = await streamed_run(send, load, first_number, pids)
+            rates = ", ".join(f"{name} {row.tokens_per_second:.0f}" for name, row in rows.items())
+            print(f"round {run} of {num_runs}, tokens/s: {rates}", file=sys.stderr, flush=True)
             if run > 0:
                 for name, row in rows.items():
                     results[name].append(row)
