@@ -1,9 +1,10 @@
 // Paged attention over FP16 keys and values, one row at a time, so prefill and decode give the same bits.
 //
-// A block of 128 threads owns a row, up to 4 query heads of one kv head (8 for many rows), and one split of 128 keys. Scores: Σ q·k in
-// order of the dimensions (fma). Weights: e^(score - the split's maximum); their sum runs over lanes in a tree, then over
-// the warps in order. Values: each thread sums 8 dimensions over its keys in order, the threads' sums are added in order.
-// Splits are combined in order by the block that ends last. Reads 4 · head_dim bytes a key, kv head and row.
+// A block of 128 threads owns a row, up to 4 query heads of one kv head (8 for many rows), and one split of 128 keys.
+// Scores: Σ q·k in order of the dimensions (fma). Weights: e^(score - the split's maximum); their sum runs over lanes
+// in a tree, then over the warps in order. Values: each thread sums 8 dimensions over its keys in order, the threads'
+// sums are added in order. Splits are combined in order by the block that ends last. Reads 4 · head_dim bytes a key, kv
+// head and row.
 #include <cfloat>
 
 #include "cuda/launch.h"
@@ -13,7 +14,7 @@ namespace tw::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kManyRows = 16;
+constexpr int kManyRows = 128;
 
 __device__ __forceinline__ void to_floats(const uint4& packed, float (&out)[8]) {
   const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
@@ -131,8 +132,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
   __syncthreads();
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
-    maximum[h] =
-        fmaxf(fmaxf(warp_values[h][0], warp_values[h][1]), fmaxf(warp_values[h][2], warp_values[h][3]));
+    maximum[h] = fmaxf(fmaxf(warp_values[h][0], warp_values[h][1]), fmaxf(warp_values[h][2], warp_values[h][3]));
   }
   __syncthreads();
 #pragma unroll
@@ -230,10 +230,10 @@ template <int kDim, int kHeads>
 void launch_attention(const AttentionTask& task) {
   const int group_size = task.num_heads / task.num_kv_heads;
   const int blocks = task.num_kv_heads * ((group_size + kHeads - 1) / kHeads);
-  launch(attention_kernel<kDim, kHeads>,
-         dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(task.max_splits),
-              static_cast<unsigned>(task.num_rows)),
-         dim3(kThreads), 0, task.stream, task);
+  launch(
+      attention_kernel<kDim, kHeads>,
+      dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(task.max_splits), static_cast<unsigned>(task.num_rows)),
+      dim3(kThreads), 0, task.stream, task);
 }
 
 template <int kDim>

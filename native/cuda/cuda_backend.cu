@@ -141,7 +141,7 @@ class CudaBackend final : public Backend {
   StepMode mode_ = StepMode::kDirect;
   std::pair<int32_t, int32_t> graph_key_;
   std::map<std::pair<int32_t, int32_t>, GraphExec> graphs_;
-  int32_t rows_ = 0;         // of this step, padded
+  int32_t rows_ = 0;  // of this step, padded
   int32_t logit_rows_ = 0;
   int32_t max_splits_ = 1;
   bool one_row_each_ = false;
@@ -152,10 +152,10 @@ VectorHandle CudaBackend::add_vector(const std::vector<float>& values) {
   use_device();
   GainVector vector;
   vector.size = static_cast<int32_t>(values.size());
-  vector.values = DeviceBuffer(&tracker_, Purpose::kWeights,
-                               static_cast<size_t>(padded(vector.size, 64)) * sizeof(float));
-  TW_CUDA_CHECK(cudaMemcpy(vector.values.as<float>(), values.data(), values.size() * sizeof(float),
-                           cudaMemcpyHostToDevice));
+  vector.values =
+      DeviceBuffer(&tracker_, Purpose::kWeights, static_cast<size_t>(padded(vector.size, 64)) * sizeof(float));
+  TW_CUDA_CHECK(
+      cudaMemcpy(vector.values.as<float>(), values.data(), values.size() * sizeof(float), cudaMemcpyHostToDevice));
   float largest = 0;
   for (const float value : values) largest = std::max(largest, std::abs(value));
   const double bound = std::sqrt(static_cast<double>(vector.size)) * largest;
@@ -227,8 +227,8 @@ void CudaBackend::begin_step(const StepPlan& plan) {
     max_splits_ = std::max(max_splits_, (slice.position + slice.num_rows + kSplitKeys - 1) / kSplitKeys);
   }
   const int32_t bucket = bucket_of(rows_);
-  const bool captured = one_row_each_ && all_rows_wanted_ && bucket <= limits_.max_rows &&
-                        bucket <= limits_.max_logit_rows;
+  const bool captured =
+      one_row_each_ && all_rows_wanted_ && bucket <= limits_.max_rows && bucket <= limits_.max_logit_rows;
   if (captured) {
     rows_ = logit_rows_ = bucket;
     max_splits_ = round_up_to_power_of_two(max_splits_);
@@ -247,8 +247,9 @@ void CudaBackend::begin_step(const StepPlan& plan) {
 void CudaBackend::embed(MatrixHandle table) {
   if (mode_ == StepMode::kReplay) return;
   for (const PackedPart& part : matrix(table).parts) {
-    kernels_for(part.dtype).embed(part, inputs_->token_ids(), rows_, hidden_.as<float>(), hidden_stride_,
-                                  square_sums_.as<float>(), static_cast<int32_t>(square_stride_), stream_->get());
+    kernels_for(part.dtype)
+        .embed(part, inputs_->token_ids(), rows_, hidden_.as<float>(), hidden_stride_, square_sums_.as<float>(),
+               static_cast<int32_t>(square_stride_), stream_->get());
   }
 }
 

@@ -107,7 +107,7 @@ void run_matmul_test(TwCudaMatmulTest* test) {
                             factors.as<float>(), stream.get());
     task.token_factors = factors.as<float>();
   }
-  task.epilogue = test->up != nullptr      ? tw::cuda::Epilogue::kGateUp
+  task.epilogue = test->up != nullptr       ? tw::cuda::Epilogue::kGateUp
                   : test->addend != nullptr ? tw::cuda::Epilogue::kAdd
                                             : tw::cuda::Epilogue::kStore;
   task.bias = matrix.bias.as<float>();
@@ -163,8 +163,10 @@ extern "C" {
 
 __attribute__((visibility("default"))) void* tw_cuda_create_backend(int32_t device, TwCudaFailure* failure) {
   void* result = nullptr;
-  guarded(failure, [&] { std::unique_ptr<tw::Backend> backend = tw::cuda::make_cuda_backend(device);
-    result = backend.release(); });
+  guarded(failure, [&] {
+    std::unique_ptr<tw::Backend> backend = tw::cuda::make_cuda_backend(device);
+    result = backend.release();
+  });
   return result;
 }
 

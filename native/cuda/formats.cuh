@@ -1,13 +1,14 @@
 // The storage formats as the tensor cores read them: how a tile is laid out, packed and unpacked.
 //
 // A tile is 16 rows of a matrix. It holds, for each step of 64 inputs in order, kStepBytes bytes, and after all steps
-// kSuperBytes bytes for each four steps (256 inputs). In a step, lane l = 4r + q of a warp owns inputs 16q … 16q + 15 of
-// rows r and r + 8: its codes are one or more 16-byte loads, next to those of the other lanes. The step is four
+// kSuperBytes bytes for each four steps (256 inputs). In a step, lane l = 4r + q of a warp owns inputs 16q … 16q + 15
+// of rows r and r + 8: its codes are one or more 16-byte loads, next to those of the other lanes. The step is four
 // mma.m16n8k16; input 2P, 2P + 1 of a lane (its "pair" P = 0…7) is the first (P even) or second (P odd) half of the
 // fragments of instruction P / 2. Activations use the same order, so a lane reads them as 32 consecutive bytes.
 //
 // Row i is stored times 2^e[i], which puts its largest magnitude into [128, 256); an epilogue takes it back. So neither
-// tiny nor huge weights meet the limits of FP16, and BF16 keeps every bit of what matters beside the row's largest value.
+// tiny nor huge weights meet the limits of FP16, and BF16 keeps every bit of what matters beside the row's largest
+// value.
 //
 // kSteps layouts (bytes of a step, then of a super):
 //   F16, BF16  2048                                           two 16-byte chunks of row r, two of row r + 8
@@ -268,7 +269,8 @@ struct Q8_0Format {
   }
 };
 
-// Q4_0, Q4_1, Q5_0 and Q5_1: value = scale · code + minimum, where the symmetric formats have minimum = -scale · middle.
+// Q4_0, Q4_1, Q5_0 and Q5_1: value = scale · code + minimum, where the symmetric formats have minimum = -scale ·
+// middle.
 template <bool kFifth, bool kMinimum>
 struct NibbleFormat {
   static constexpr int kScaleBytes = kMinimum ? 128 : 64;
@@ -481,8 +483,8 @@ struct Q6_KFormat {
       for (int i = 0; i < kLaneInputs; ++i) codes.code[i] = static_cast<uint8_t>(code(block, p.k % 256 + i));
       words[half] = pack_nibbles(codes);
       for (int pair = 0; pair < 8; ++pair) {
-        top[half] |= (codes.code[2 * pair] >> 4 & 3u) << (2 * pair) |
-                     (codes.code[2 * pair + 1] >> 4 & 3u) << (16 + 2 * pair);
+        top[half] |= (codes.code[2 * pair] >> 4 & 3u) << (2 * pair) | (codes.code[2 * pair + 1] >> 4 & 3u)
+                                                                          << (16 + 2 * pair);
       }
       scales |= static_cast<uint32_t>(block[192 + p.k % 256 / 16]) << (8 * half);
       super[half] = read_f16(block + 208) * p.factor[half];
@@ -515,9 +517,8 @@ struct Q6_KFormat {
       for (int pair = 0; pair < 8; ++pair) {
         const int shift = 2 * pair - 4;
         const uint32_t high = (shift < 0 ? top << -shift : top >> shift) & 0x00300030u;
-        a[pair / 2][pair % 2 * 2 + half] =
-            as_u32(__hmul2_rn(as_half2(scaled(biased(nibble_pair(w0, w1, pair) | high), 0x64206420u, group_scale)),
-                              super_scale));
+        a[pair / 2][pair % 2 * 2 + half] = as_u32(__hmul2_rn(
+            as_half2(scaled(biased(nibble_pair(w0, w1, pair) | high), 0x64206420u, group_scale)), super_scale));
       }
     }
   }

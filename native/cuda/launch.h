@@ -1,5 +1,5 @@
-// Kernel launches with programmatic dependent launch: a kernel may start while its predecessor ends, fetches its weights,
-// and waits (await_predecessor) before it touches what earlier kernels wrote.
+// Kernel launches with programmatic dependent launch: a kernel may start while its predecessor ends, fetches its
+// weights, and waits (await_predecessor) before it touches what earlier kernels wrote.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -79,8 +79,7 @@ std::unique_ptr<Backend> make_backend(int32_t device) {
     throw Error(ErrorCode::kUnavailable, "device cuda:" + std::to_string(device) + " is not usable: " + reason);
   }
   std::string ignored;
-  const auto create =
-      find_symbol<decltype(&tw_cuda_create_backend)>(open_backend(&ignored), "tw_cuda_create_backend");
+  const auto create = find_symbol<decltype(&tw_cuda_create_backend)>(open_backend(&ignored), "tw_cuda_create_backend");
   TwCudaFailure failure{};
   auto* const backend = static_cast<Backend*>(create(device, &failure));
   if (backend == nullptr) throw Error(error_code_from_string(failure.code), failure.message);

@@ -17,7 +17,8 @@ bool built();
 // paths.
 std::string status();
 
-// A backend on CUDA device `device`. Throws Error(kUnavailable) if CUDA cannot be used here, or what the device answers.
+// A backend on CUDA device `device`. Throws Error(kUnavailable) if CUDA cannot be used here, or what the device
+// answers.
 std::unique_ptr<Backend> make_backend(int32_t device);
 
 }  // namespace tw::cuda

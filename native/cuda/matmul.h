@@ -20,9 +20,9 @@ enum class Input : int32_t {
 };
 
 enum class Epilogue : int32_t {
-  kStore,     // out = y + bias
-  kAdd,       // out += y; sums of squares of each 16 outputs go to `square_sums`
-  kGateUp,    // out = silu(gate) · up; the row's largest magnitude goes to `magnitudes`
+  kStore,   // out = y + bias
+  kAdd,     // out += y; sums of squares of each 16 outputs go to `square_sums`
+  kGateUp,  // out = silu(gate) · up; the row's largest magnitude goes to `magnitudes`
 };
 
 // Tokens whose input may be kNormed or kScaled.
@@ -35,26 +35,26 @@ struct MatmulTask {
   int32_t num_tokens;
 
   const void* input;
-  int64_t input_stride;          // elements; the inputs are zero up to a multiple of 64
-  const int32_t* input_rows;     // row of each token, or null: token t reads row t
-  const float* gain;             // [input_stride]
-  const float* input_square_sums; // [rows, square_stride]
-  int32_t square_stride;         // multiple of 16, zero padded
-  float inverse_size;            // 1 / width of the norm
+  int64_t input_stride;            // elements; the inputs are zero up to a multiple of 64
+  const int32_t* input_rows;       // row of each token, or null: token t reads row t
+  const float* gain;               // [input_stride]
+  const float* input_square_sums;  // [rows, square_stride]
+  int32_t square_stride;           // multiple of 16, zero padded
+  float inverse_size;              // 1 / width of the norm
   float epsilon;
-  float gain_factor;             // power of two that keeps normalised values inside FP16
-  const float* token_factors;    // [tokens] or null
-  const uint32_t* input_magnitudes; // [tokens], bits of floats
+  float gain_factor;                 // power of two that keeps normalised values inside FP16
+  const float* token_factors;        // [tokens] or null
+  const uint32_t* input_magnitudes;  // [tokens], bits of floats
 
-  const float* bias;             // [outputs of the matrix] or null
-  float* out;                    // [tokens, out_stride]
+  const float* bias;  // [outputs of the matrix] or null
+  float* out;         // [tokens, out_stride]
   int64_t out_stride;
-  float* square_sums;            // [tokens, square_stride_out]
+  float* square_sums;  // [tokens, square_stride_out]
   int32_t square_stride_out;
-  uint32_t* magnitudes;          // [tokens], bits of floats
-  uint32_t* magnitudes_to_clear; // [kFusedTokens] or null
+  uint32_t* magnitudes;           // [tokens], bits of floats
+  uint32_t* magnitudes_to_clear;  // [kFusedTokens] or null
 
-  bool wide;                     // the kernel for many tokens; needs kHalf
+  bool wide;  // the kernel for many tokens; needs kHalf
   cudaStream_t stream;
 };
 

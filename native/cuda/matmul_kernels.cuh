@@ -1,11 +1,13 @@
 // The kernels behind matmul.h, templates over the storage format.
 //
 // narrow: a block owns kTiles tiles of 16 outputs and up to 8 · kGroups tokens; each of its warps sums one split of the
-// inputs, weights going from device memory to registers to the tensor cores, and the splits meet in shared memory. Reads
-// the weights once for each group of tokens; meant for few tokens, where those bytes are all that counts.
-// wide: a block of 8 warps owns 256 outputs and 64 tokens; a warp sums all splits of its 32 outputs one after another,
-// and the tokens' inputs pass through shared memory. Reads the weights once for each 64 tokens, from L2.
+// inputs, weights going from device memory to registers to the tensor cores, and the splits meet in shared memory.
+// Reads the weights once for each group of tokens; meant for few tokens, where those bytes are all that counts. wide: a
+// block of 8 warps owns 256 outputs and 64 tokens; a warp sums all splits of its 32 outputs one after another, and the
+// tokens' inputs pass through shared memory. Reads the weights once for each 64 tokens, from L2.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/formats.cuh"
 #include "cuda/launch.h"
@@ -14,8 +16,7 @@
 namespace tw::cuda {
 
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -94,13 +95,93 @@ __device__ __forceinline__ typename Format::Raw load_staged(const uint8_t* from,
   return Format::template load<Space::kShared>(from, from + Format::kStepBytes, lane);
 }
 
-// Steps that a warp of the narrow kernel has under way: about 8 KiB of weights.
+// The weights of a warp's steps, requested some steps ahead and kept in registers: for few tokens, whose kernels last
+// little longer than one trip to memory, and leave registers free. Loops are unrolled by kUnroll.
 template <class Format, int kTiles>
-constexpr int kRingSteps = 8192 / (kTiles * kStageBytes<Format>) < 1   ? 1
-                           : 8192 / (kTiles * kStageBytes<Format>) > 6 ? 6
-                                                                       : 8192 / (kTiles * kStageBytes<Format>);
+class RegisterPipe {
+ public:
+  static constexpr size_t kBytes = sizeof(typename Format::Raw) * kTiles;
+  static constexpr int kDepth = kBytes <= 64 ? 3 : 2;
+  static constexpr int kUnroll = kDepth;
+  static constexpr int kSharedBytes = 0;
 
-// FP16 values between the staged inputs of two tokens beyond their width: eight lanes' 16-byte reads meet no bank twice.
+  __device__ __forceinline__ RegisterPipe(const PackedPart& part, const uint8_t* tiles, uint8_t*, int begin, int end,
+                                          int lane)
+      : part_(part), tiles_(tiles), end_(end), lane_(lane) {
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) fetch(d, begin + d);
+  }
+  __device__ __forceinline__ void await() {}
+  __device__ __forceinline__ typename Format::Raw get(int d, int, int tile) const { return raw_[d][tile]; }
+  __device__ __forceinline__ void refill(int d, int step) { fetch(d, step + kDepth); }
+
+ private:
+  __device__ __forceinline__ void fetch(int d, int step) {
+    if (step >= end_) return;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      const uint8_t* tile = tiles_ + t * part_.tile_stride;
+      raw_[d][t] = Format::template load<Space::kDevice>(
+          tile + static_cast<int64_t>(step) * Format::kStepBytes,
+          tile + static_cast<int64_t>(part_.num_steps) * Format::kStepBytes + (step >> 2) * Format::kSuperBytes, lane_);
+    }
+  }
+
+  const PackedPart& part_;
+  const uint8_t* tiles_;
+  const int end_;
+  const int lane_;
+  typename Format::Raw raw_[kDepth][kTiles];
+};
+
+// The same through a ring in shared memory, about 8 KiB a warp: for more tokens, whose sums fill the registers.
+template <class Format, int kTiles>
+class RingPipe {
+ public:
+  static constexpr int kStep = kTiles * kStageBytes<Format>;
+  static constexpr int kFitting = 8192 / kStep;
+  static constexpr int kDepth = kFitting < 1 ? 1 : kFitting > 6 ? 6 : kFitting;
+  static constexpr int kUnroll = 1;
+  static constexpr int kSharedBytes = kDepth * kStep;
+
+  __device__ __forceinline__ RingPipe(const PackedPart& part, const uint8_t* tiles, uint8_t* ring, int begin, int end,
+                                      int lane)
+      : part_(part), tiles_(tiles), ring_(ring), begin_(begin), end_(end), lane_(lane) {
+    for (int d = 0; d < kDepth; ++d) fetch(begin + d);
+  }
+  __device__ __forceinline__ void await() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kDepth - 1) : "memory");
+    __syncwarp();
+  }
+  __device__ __forceinline__ typename Format::Raw get(int, int step, int tile) const {
+    return load_staged<Format>(place(step) + tile * kStageBytes<Format>, lane_);
+  }
+  __device__ __forceinline__ void refill(int, int step) {
+    __syncwarp();
+    fetch(step + kDepth);
+  }
+
+ private:
+  __device__ __forceinline__ uint8_t* place(int step) const { return ring_ + (step - begin_) % kDepth * kStep; }
+  __device__ __forceinline__ void fetch(int step) {
+    if (step < end_) stage_weights<Format, kTiles>(place(step), tiles_, part_, step, lane_);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+
+  const PackedPart& part_;
+  const uint8_t* tiles_;
+  uint8_t* const ring_;
+  const int begin_;
+  const int end_;
+  const int lane_;
+};
+
+template <class Format, int kTiles, int kGroups>
+using WeightPipe = std::conditional_t<kGroups == 1 && RegisterPipe<Format, kTiles>::kBytes <= 80,
+                                      RegisterPipe<Format, kTiles>, RingPipe<Format, kTiles>>;
+
+// FP16 values between the staged inputs of two tokens beyond their width: eight lanes' 16-byte reads meet no bank
+// twice.
 constexpr int kStagePad = 8;
 
 // Normalises or scales the inputs of up to eight tokens into shared memory, [tokens, width + kStagePad]. What does not
@@ -178,7 +259,7 @@ class InputStage {
 
 template <class Format, int kTiles, int kGroups>
 __host__ __device__ constexpr int narrow_ring_bytes(int num_splits) {
-  const int ring = kRingSteps<Format, kTiles> * kTiles * kStageBytes<Format>;
+  const int ring = WeightPipe<Format, kTiles, kGroups>::kSharedBytes;
   const int partials = kTiles * kGroups * 128 * static_cast<int>(sizeof(float));
   return num_splits * (ring > partials ? ring : partials);
 }
@@ -187,8 +268,7 @@ template <class Format, int kTiles, int kGroups, Input kInput>
 __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ MatmulTask task) {
   // [splits] rings of weights, later [splits][kTiles][kGroups][8 tokens][16 outputs] partial sums; then staged inputs
   extern __shared__ __align__(16) uint8_t shared[];
-  constexpr int kDepth = kRingSteps<Format, kTiles>;
-  constexpr int kRingBytes = kDepth * kTiles * kStageBytes<Format>;
+  using Pipe = WeightPipe<Format, kTiles, kGroups>;
   auto* const partials = reinterpret_cast<float*>(shared);
   const PackedPart& part = task.part;
   const int warp = static_cast<int>(threadIdx.x) >> 5;
@@ -199,14 +279,7 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   const int begin = warp * part.num_steps / part.num_splits;
   const int end = (warp + 1) * part.num_steps / part.num_splits;
   const uint8_t* tiles = part.tiles + tile * part.tile_stride;
-  uint8_t* const ring = shared + warp * kRingBytes;
-  const auto fetch = [&](int step) {
-    if (step < end) {
-      stage_weights<Format, kTiles>(ring + (step - begin) % kDepth * kTiles * kStageBytes<Format>, tiles, part, step, lane);
-    }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-  };
-  for (int d = 0; d < kDepth; ++d) fetch(begin + d);
+  Pipe pipe(part, tiles, shared + warp * Pipe::kSharedBytes, begin, end, lane);
   // A thread ends with output `i` of its tile, whichever token.
   const int i = static_cast<int>(threadIdx.x) & 15;
   float row_factors[kTiles];
@@ -244,34 +317,38 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   const __half* lane_inputs = inputs + (first_token + (lane >> 2)) * input_stride + q * kLaneInputs;
 
   float acc[kTiles][kGroups][4] = {};
-  for (int step = begin; step < end; ++step) {
-    LaneInputs x[kGroups] = {};
+  for (int base = begin; base < end; base += Pipe::kUnroll) {
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      if (valid[g]) x[g] = load_inputs(lane_inputs + g * 8 * input_stride + step * kStepInputs);
-    }
-    asm volatile("cp.async.wait_group %0;" ::"n"(kDepth - 1) : "memory");
-    __syncwarp();
-    const uint8_t* staged_step = ring + (step - begin) % kDepth * kTiles * kStageBytes<Format>;
+    for (int d = 0; d < Pipe::kUnroll; ++d) {
+      const int step = base + d;
+      if (step >= end) break;
+      LaneInputs x[kGroups] = {};
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      const auto raw = load_staged<Format>(staged_step + t * kStageBytes<Format>, lane);
+      for (int g = 0; g < kGroups; ++g) {
+        if (valid[g]) x[g] = load_inputs(lane_inputs + g * 8 * input_stride + step * kStepInputs);
+      }
+      pipe.await();
 #pragma unroll
-      for (int pass = 0; pass < Format::kPasses; ++pass) {
-        uint32_t a[4][4];
-        Format::unpack(raw, lane, pass, a);
+      for (int t = 0; t < kTiles; ++t) {
+        const auto raw = pipe.get(d, step, t);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int pass = 0; pass < Format::kPasses; ++pass) {
+          uint32_t a[4][4];
+          Format::unpack(raw, lane, pass, a);
 #pragma unroll
-          for (int g = 0; g < kGroups; ++g) mma(acc[t][g], a[j], x[g].pair[2 * j], x[g].pair[2 * j + 1]);
+          for (int j = 0; j < 4; ++j) {
+#pragma unroll
+            for (int g = 0; g < kGroups; ++g) mma(acc[t][g], a[j], x[g].pair[2 * j], x[g].pair[2 * j + 1]);
+          }
         }
       }
+      pipe.refill(d, step);
     }
-    __syncwarp();
-    fetch(step + kDepth);
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
-  __syncthreads();  // the partial sums lie where the rings were
+  if constexpr (Pipe::kSharedBytes > 0) {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();  // the partial sums lie where the rings were
+  }
 
   const int r = lane >> 2;
 #pragma unroll

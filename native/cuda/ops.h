@@ -11,17 +11,17 @@ namespace tw::cuda {
 // --- rms_norm.cu ---
 
 struct NormTask {
-  const float* input;       // [rows, input_stride]
-  const int32_t* rows;      // row of each token, or null
-  int64_t input_stride;     // multiple of 64
+  const float* input;    // [rows, input_stride]
+  const int32_t* rows;   // row of each token, or null
+  int64_t input_stride;  // multiple of 64
   int32_t num_tokens;
-  int32_t square_stride;    // multiple of 16, at least input_stride / 16
+  int32_t square_stride;  // multiple of 16, at least input_stride / 16
   float inverse_size;
   float epsilon;
   float gain_factor;
-  const float* gain;        // [input_stride]
-  __half* out;              // [tokens, input_stride]
-  float* token_factors;     // [tokens]
+  const float* gain;     // [input_stride]
+  __half* out;           // [tokens, input_stride]
+  float* token_factors;  // [tokens]
   cudaStream_t stream;
 };
 void normalize(const NormTask& task);
@@ -48,17 +48,17 @@ struct AttentionTask {
   int32_t head_dim;
   bool interleaved;
   int32_t rope_dims;
-  const float* rope_cos;     // [positions, rope_dims / 2]
+  const float* rope_cos;  // [positions, rope_dims / 2]
   const float* rope_sin;
-  const float* qkv;          // [rows, qkv_stride], before rotation
+  const float* qkv;  // [rows, qkv_stride], before rotation
   int64_t qkv_stride;
-  __half* cache;             // of this layer in block 0
-  int64_t block_stride;      // FP16 values between blocks
-  int32_t max_splits;        // of the rows of this launch
-  bool append;               // attention also writes the rows' own keys and values: each sequence has one row
-  float* partials;           // [rows, heads, max_splits, head_dim + 2]
-  int32_t* arrivals;         // [rows, heads], zero between launches
-  __half* out;               // [rows, out_stride]
+  __half* cache;         // of this layer in block 0
+  int64_t block_stride;  // FP16 values between blocks
+  int32_t max_splits;    // of the rows of this launch
+  bool append;           // attention also writes the rows' own keys and values: each sequence has one row
+  float* partials;       // [rows, heads, max_splits, head_dim + 2]
+  int32_t* arrivals;     // [rows, heads], zero between launches
+  __half* out;           // [rows, out_stride]
   int64_t out_stride;
   cudaStream_t stream;
 };

@@ -38,8 +38,8 @@ Packer::Packer(MemoryTracker* tracker)
 
 PackedPart Packer::allocate(const MatrixSource& source, bool paired, PackedMatrix* matrix) {
   if (source.num_cols % 32 != 0) {
-    throw Error(ErrorCode::kUnsupportedModel, "the CUDA backend needs layer widths divisible by 32, not " +
-                                                  std::to_string(source.num_cols));
+    throw Error(ErrorCode::kUnsupportedModel,
+                "the CUDA backend needs layer widths divisible by 32, not " + std::to_string(source.num_cols));
   }
   const FormatKernels& kernels = kernels_for(source.dtype);
   PackedPart part{};
@@ -67,8 +67,8 @@ void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t 
     const int64_t rows = std::min(rows_per_chunk, source.num_rows - row);
     const auto bytes = static_cast<size_t>(rows * row_bytes);
     std::memcpy(staging_.as<uint8_t>(), static_cast<const uint8_t*>(source.data) + row * row_bytes, bytes);
-    TW_CUDA_CHECK(cudaMemcpyAsync(chunk_.as<uint8_t>(), staging_.as<uint8_t>(), bytes, cudaMemcpyHostToDevice,
-                                  stream_.get()));
+    TW_CUDA_CHECK(
+        cudaMemcpyAsync(chunk_.as<uint8_t>(), staging_.as<uint8_t>(), bytes, cudaMemcpyHostToDevice, stream_.get()));
     PackTask task{};
     task.rows = chunk_.as<uint8_t>();
     task.row_bytes = row_bytes;
@@ -110,7 +110,8 @@ PackedMatrix Packer::pack_matrix(const std::vector<MatrixSource>& parts, const s
   }
   if (!bias.empty()) {
     matrix.bias = DeviceBuffer(tracker_, Purpose::kWeights, bias.size() * sizeof(float));
-    TW_CUDA_CHECK(cudaMemcpy(matrix.bias.as<float>(), bias.data(), bias.size() * sizeof(float), cudaMemcpyHostToDevice));
+    TW_CUDA_CHECK(
+        cudaMemcpy(matrix.bias.as<float>(), bias.data(), bias.size() * sizeof(float), cudaMemcpyHostToDevice));
   }
   return matrix;
 }

@@ -14,14 +14,14 @@ namespace tw::cuda {
 // What a kernel needs to know of consecutive rows of one format.
 struct PackedPart {
   DType dtype;
-  int32_t num_rows;         // without padding; of a gate-up pair, of one of the two
-  int32_t num_tiles;        // even: a kernel may take two at a time
-  int32_t num_steps;        // of 64 inputs
-  int32_t num_splits;       // pieces the inputs are summed in, constant for the shape
-  int32_t first_output;     // of the matrix's output that row 0 writes
-  int64_t tile_stride;      // bytes
+  int32_t num_rows;      // without padding; of a gate-up pair, of one of the two
+  int32_t num_tiles;     // even: a kernel may take two at a time
+  int32_t num_steps;     // of 64 inputs
+  int32_t num_splits;    // pieces the inputs are summed in, constant for the shape
+  int32_t first_output;  // of the matrix's output that row 0 writes
+  int64_t tile_stride;   // bytes
   const uint8_t* tiles;
-  const float* row_factors; // [num_tiles * 16], powers of two that take the storing factor back
+  const float* row_factors;  // [num_tiles * 16], powers of two that take the storing factor back
 };
 
 struct PackedMatrix {

@@ -1,5 +1,5 @@
-// The entry points of libtokenwire_cuda.so. The probe is plain C. A backend is a C++ object (core/backend.h) whose calls
-// throw tw::Error, so the library and the engine come from one build; TW_CUDA_ABI says so.
+// The entry points of libtokenwire_cuda.so. The probe is plain C. A backend is a C++ object (core/backend.h) whose
+// calls throw tw::Error, so the library and the engine come from one build; TW_CUDA_ABI says so.
 #pragma once
 
 #include <stdint.h>
@@ -34,7 +34,7 @@ int32_t tw_cuda_abi(void);
 int32_t tw_cuda_probe(struct TwCudaProbe* out);
 
 struct TwCudaFailure {
-  char code[64];        // of core/error.h, such as "CUDA_ERROR"
+  char code[64];  // of core/error.h, such as "CUDA_ERROR"
   char message[1024];
 };
 
@@ -43,13 +43,13 @@ void* tw_cuda_create_backend(int32_t device, struct TwCudaFailure* failure);
 
 // For tests: one matrix product on the current device, all pointers to host memory.
 struct TwCudaMatmulTest {
-  int32_t dtype;        // GGUF's number
-  int32_t num_rows;     // outputs
-  int32_t num_cols;     // inputs
+  int32_t dtype;     // GGUF's number
+  int32_t num_rows;  // outputs
+  int32_t num_cols;  // inputs
   int32_t num_tokens;
-  int32_t wide;         // -1: as the backend chooses; 0, 1: the kernel for few, for many tokens
-  int32_t scaled;       // 1: inputs beyond FP16's range, brought into it by each row's largest magnitude
-  int32_t repeats;      // timed runs after the first; 0 for none
+  int32_t wide;     // -1: as the backend chooses; 0, 1: the kernel for few, for many tokens
+  int32_t scaled;   // 1: inputs beyond FP16's range, brought into it by each row's largest magnitude
+  int32_t repeats;  // timed runs after the first; 0 for none
   int32_t reserved;
   const void* weights;  // [num_rows, num_cols]
   const void* up;       // as weights, or null; then out = silu(weights · x) ∘ (up · x)

@@ -1,6 +1,6 @@
-// Inputs of the kernels for many tokens: normalised or scaled rows as FP16. One block a token; reads 4 and writes 2 bytes
-// a value. The results are the bits that the kernels for few tokens compute on the fly: sums of squares run over 16
-// values in a tree, then over those sums as inverse_rms() does.
+// Inputs of the kernels for many tokens: normalised or scaled rows as FP16. One block a token; reads 4 and writes 2
+// bytes a value. The results are the bits that the kernels for few tokens compute on the fly: sums of squares run over
+// 16 values in a tree, then over those sums as inverse_rms() does.
 #include "cuda/matmul_kernels.cuh"
 #include "cuda/ops.h"
 
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_consta
   if (threadIdx.x == 0) task.token_factors[token] = __fdiv_rn(1.0f, task.gain_factor);
 }
 
-__global__ void __launch_bounds__(kThreads) scale_kernel(const float* input, int64_t stride, __half* out,
-                                                         float* token_factors) {
+__global__ void __launch_bounds__(kThreads)
+    scale_kernel(const float* input, int64_t stride, __half* out, float* token_factors) {
   __shared__ uint32_t largest[kThreads / 32];
   release_successor();
   await_predecessor();

@@ -1,10 +1,11 @@
-// Order (W-21): penalties and bias on the raw logits, temperature, top-k, softmax, top-p (keeping the token that crosses
-// it), min-p, draw; ties go to the lower id.
+// Order (W-21): penalties and bias on the raw logits, temperature, top-k, softmax, top-p (keeping the token that
+// crosses it), min-p, draw; ties go to the lower id.
 //
-// Probabilities are compared and summed as integers: a token's weight is ⌊e^(scaled - max) · 2^44⌋, so every sum is exact
-// and no order of summation, grid or block matters. A key is the logit's bits in an order-preserving form, then the
-// complement of the id, so "most probable first, ties to the lower id" is "larger keys first". Top-k, top-p and the draw
-// among filtered tokens each look for the largest key down to which enough tokens, or enough weight, have been seen.
+// Probabilities are compared and summed as integers: a token's weight is ⌊e^(scaled - max) · 2^44⌋, so every sum is
+// exact and no order of summation, grid or block matters. A key is the logit's bits in an order-preserving form, then
+// the complement of the id, so "most probable first, ties to the lower id" is "larger keys first". Top-k, top-p and the
+// draw among filtered tokens each look for the largest key down to which enough tokens, or enough weight, have been
+// seen.
 #include "cuda/sampler.h"
 
 #include <algorithm>
@@ -20,7 +21,7 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
-constexpr int kRun = 1024;        // ids whose weights are summed together for an unfiltered draw
+constexpr int kRun = 1024;  // ids whose weights are summed together for an unfiltered draw
 constexpr int kGreedyThreads = 256;
 constexpr int kGreedyChunk = 4096;
 
@@ -38,7 +39,7 @@ struct DeviceJob {
 
 struct ListEntry {
   int32_t id;
-  int32_t count;   // of a generated token
+  int32_t count;  // of a generated token
   float bias;
   float original;  // the raw logit, kept by the device
 };
@@ -94,8 +95,8 @@ __device__ Mass reduce(Mass value, Mass* scratch, Op op) {
 
 // --- Greedy rows without lists: two kernels over all of the device. ---
 
-__global__ void __launch_bounds__(kGreedyThreads) greedy_chunks_kernel(const float* logits, int64_t stride,
-                                                                       int32_t vocab_size, Mass* partials) {
+__global__ void __launch_bounds__(kGreedyThreads)
+    greedy_chunks_kernel(const float* logits, int64_t stride, int32_t vocab_size, Mass* partials) {
   __shared__ Mass scratch[kGreedyThreads / 32];
   release_successor();
   await_predecessor();
@@ -132,7 +133,10 @@ __global__ void greedy_kernel(const Mass* partials, int num_chunks, DeviceSample
 class RowSampler {
  public:
   __device__ RowSampler(const SampleTask& task, Mass* scratch)
-      : task_(task), job_(task.jobs[blockIdx.x]), scratch_(scratch), logits_(task.logits + blockIdx.x * task.stride),
+      : task_(task),
+        job_(task.jobs[blockIdx.x]),
+        scratch_(scratch),
+        logits_(task.logits + blockIdx.x * task.stride),
         candidates_(task.candidates + static_cast<int64_t>(blockIdx.x) * task.vocab_size) {}
 
   __device__ void run(Mass* runs) {
@@ -310,8 +314,8 @@ class RowSampler {
 
   // The largest key K such that candidates ≥ K number at least `needed` (mass = false) or weigh at least `needed`.
   __device__ Mass find_key(int count, Mass needed, bool mass, float max, float scale) {
-    Mass low = 0;            // satisfies
-    Mass high = ~Mass{0};    // does not
+    Mass low = 0;          // satisfies
+    Mass high = ~Mass{0};  // does not
     while (high - low > 1) {
       const Mass middle = low + (high - low) / 2;
       Mass sum = 0;
@@ -376,7 +380,8 @@ class RowSampler {
       count = keep_from(find_key(count, needed, true, max, scale), count, max, scale, &mass);
     }
     if (job_.min_p > 0.0f) {
-      // The heaviest candidate weighs 2^44, and a weight grows with its key: keep down to the last that is heavy enough.
+      // The heaviest candidate weighs 2^44, and a weight grows with its key: keep down to the last that is heavy
+      // enough.
       const auto least = static_cast<Mass>(job_.min_p * 0x1.0p44f);
       Mass lowest = ~Mass{0};
       for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
@@ -472,8 +477,8 @@ void Sampler::sample(float* logits, int64_t stride, const std::vector<SampleJob>
       for (const auto& [id, bias] : params.logit_bias) entries[next++] = {id, 0, bias, 0};
       job.num_biases = next - job.first_bias;
     }
-    TW_CUDA_CHECK(cudaMemcpyAsync(jobs_.as<uint8_t>(), staging_.as<uint8_t>(), bytes, cudaMemcpyHostToDevice,
-                                  stream.get()));
+    TW_CUDA_CHECK(
+        cudaMemcpyAsync(jobs_.as<uint8_t>(), staging_.as<uint8_t>(), bytes, cudaMemcpyHostToDevice, stream.get()));
     const SampleTask task = {logits,
                              stride,
                              vocab_size_,

@@ -9,7 +9,8 @@
 
 namespace tw::cuda {
 
-// Laid out as [token ids][positions][table offsets][logit rows], `padded rows` each, then the block tables of all slices.
+// Laid out as [token ids][positions][table offsets][logit rows], `padded rows` each, then the block tables of all
+// slices.
 class StepInputs {
  public:
   StepInputs() = default;
