@@ -31,7 +31,8 @@ def options(device: str, **settings: Any) -> _native.EngineOptions:
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
 
 
 def forward(runner: _native.Runner, sequence: int, ids: list[int]) -> npt.NDArray[np.float32]:
