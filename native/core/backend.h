@@ -2,8 +2,8 @@
 //
 // A model (native/models) is written once against this interface; native/cpu and native/cuda implement it. The
 // activations are the backend's own and each has one meaning (see Activation), so a model says only which weights to
-// use in which order. Every operation obeys docs/determinism.md: an output row depends on its own input row, the weights and the
-// model's shape, never on the other rows of the step.
+// use in which order. Every operation obeys docs/determinism.md: an output row depends on its own input row, the
+// weights and the model's shape, never on the other rows of the step.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,7 @@ namespace tw {
 
 // 0 means: choose for this machine and model.
 struct EngineOptions {
-  std::string device = "cpu";         // "cpu", "cuda" or "cuda:N"
+  std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"
   int32_t num_threads = 0;
   int64_t kv_cache_bytes = 0;
   int32_t max_context_tokens = 0;

@@ -144,9 +144,8 @@ def test_a_long_prompt_costs_running_streams_at_most_one_chunk_a_token(smollm2: 
     say(
         f"8 streams of SmolLM2 and a prompt of 4,000 tokens in chunks of {chunk}: gaps of "
         f"{percentile(calm, 0.5):.1f} ms (p99 {percentile(calm, 0.99):.1f}) grow by "
-        f"{more[0.5]:.1f} ms (p99 {more[0.99]:.1f}); one "
-        f"chunk takes up to {one_chunk:.1f} ms alone; the prompt took {outcome.prefill_ms:.0f} ms in {steps} steps, in which the streams "
-        f"got {min(tokens)} to {max(tokens)} tokens"
+        f"{more[0.5]:.1f} ms (p99 {more[0.99]:.1f}); one chunk takes up to {one_chunk:.1f} ms alone; the prompt took "
+        f"{outcome.prefill_ms:.0f} ms in {steps} steps, in which the streams got {min(tokens)} to {max(tokens)} tokens"
     )
     # Every step serves every stream, so the worst gap is one step with one chunk.
     assert steps >= 4000 // chunk
