@@ -107,10 +107,18 @@ void bind_reports(py::module_& module) {
       .def_readonly("num_preemptions", &EngineStats::num_preemptions)
       .def_readonly("last_batch_size", &EngineStats::last_batch_size)
       .def_readonly("heartbeat_age_ms", &EngineStats::heartbeat_age_ms)
+      .def_readonly("num_out_of_memory", &EngineStats::num_out_of_memory)
       .def_property_readonly("weight_bytes", [](const EngineStats& stats) { return stats.memory.weight_bytes; })
       .def_property_readonly("kv_bytes", [](const EngineStats& stats) { return stats.memory.kv_bytes; })
       .def_property_readonly("workspace_bytes", [](const EngineStats& stats) { return stats.memory.workspace_bytes; })
-      .def_readonly("failure", &EngineStats::failure);
+      .def_readonly("failure", &EngineStats::failure)
+      .def_readonly("failure_code", &EngineStats::failure_code);
+
+  py::class_<DeviceInfo>(module, "DeviceInfo")
+      .def_readonly("id", &DeviceInfo::id)
+      .def_readonly("name", &DeviceInfo::name)
+      .def_readonly("sm", &DeviceInfo::sm)
+      .def_readonly("runtime_version", &DeviceInfo::runtime_version);
 
   py::class_<Outcome>(module, "Outcome")
       .def_readonly("error_code", &Outcome::error_code)
@@ -143,7 +151,8 @@ void bind_engine(py::module_& module) {
       .def_readwrite("batch_window_ms", &EngineOptions::batch_window_ms)
       .def_readwrite("prefix_cache", &EngineOptions::prefix_cache)
       .def_readwrite("max_undelivered_tokens", &EngineOptions::max_undelivered_tokens)
-      .def_readwrite("slow_reader_timeout_ms", &EngineOptions::slow_reader_timeout_ms);
+      .def_readwrite("slow_reader_timeout_ms", &EngineOptions::slow_reader_timeout_ms)
+      .def_readwrite("faults", &EngineOptions::faults);
   bind_reports(module);
 
   py::class_<JobHandle>(module, "Job")
@@ -163,6 +172,8 @@ void bind_engine(py::module_& module) {
       .def(py::init(&make_engine), py::arg("file"), py::arg("vocabulary"), py::arg("stop_token_ids"),
            py::arg("options"), py::arg("on_progress") = py::none())
       .def_property_readonly("model_info", &Engine::model_info)
+      .def_property_readonly("device_info", &Engine::device_info)
+      .def_property_readonly("options", &Engine::options)
       .def_property_readonly("event_fd", &Engine::event_fd)
       .def("submit", &submit, py::kw_only(), py::arg("job_id"), py::arg("model"), py::arg("prompt_ids"),
            py::arg("max_tokens"), py::arg("temperature"), py::arg("top_p"), py::arg("top_k"), py::arg("min_p"),
@@ -178,6 +189,7 @@ void bind_engine(py::module_& module) {
           py::arg("code"), py::arg("message"), unlocked)
       .def("stats", &Engine::stats, unlocked)
       .def("audit", &Engine::audit, unlocked)
+      .def("check_residency", &Engine::check_residency, unlocked)
       .def("stop", &Engine::stop, unlocked);
 }
 

@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include <pybind11/stl.h>
+
 #include "core/cpu_features.h"
 #include "core/error.h"
 #include "cuda/loader.h"
@@ -30,6 +32,20 @@ void register_error(py::module_& module) {
   });
 }
 
+void bind_cuda_probe(py::module_& module) {
+  py::class_<tw::cuda::Device>(module, "CudaDevice")
+      .def_readonly("index", &tw::cuda::Device::index)
+      .def_readonly("name", &tw::cuda::Device::name)
+      .def_readonly("sm", &tw::cuda::Device::sm)
+      .def_readonly("total_bytes", &tw::cuda::Device::total_bytes);
+  py::class_<tw::cuda::Probe>(module, "CudaProbe")
+      .def_readonly("error", &tw::cuda::Probe::error)
+      .def_readonly("driver_version", &tw::cuda::Probe::driver_version)
+      .def_readonly("runtime_version", &tw::cuda::Probe::runtime_version)
+      .def_readonly("devices", &tw::cuda::Probe::devices);
+  module.def("cuda_probe", &tw::cuda::probe, py::call_guard<py::gil_scoped_release>());
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = TOKENWIRE_VERSION;
@@ -53,6 +69,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info);
   module.def("cpu_isa", [] { return tw::to_string(tw::select_isa()); });
   module.def("cuda_status", &tw::cuda::status);
+  bind_cuda_probe(module);
   tw::bindings::bind_gguf(module);
   tw::bindings::bind_engine(module);
   tw::bindings::bind_runner(module);

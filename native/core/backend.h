@@ -61,7 +61,6 @@ struct ModelShape {
 struct StepLimits {
   int32_t max_rows = 0;        // tokens in a step
   int32_t max_logit_rows = 0;  // rows whose logits are wanted
-  int32_t num_kv_blocks = 0;   // blocks in the pool
 };
 
 // Bytes in use, by purpose.
@@ -69,6 +68,21 @@ struct MemoryUse {
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;
   int64_t workspace_bytes = 0;
+};
+
+// Where a backend computes.
+struct DeviceInfo {
+  std::string id;               // `cpu` or `cuda:N`
+  std::string name;             // as its driver names it; empty for the CPU
+  int32_t sm = 0;               // compute capability, major × 10 + minor; 0 for the CPU
+  std::string runtime_version;  // of CUDA, such as `13.0`; empty for the CPU
+};
+
+// What tests make a device suffer (FaultPlan).
+enum class Fault {
+  kOutOfMemory,  // a step asks for memory that there is not
+  kDeviceError,  // the device fails and stays failed
+  kHostMemory,   // something that the device computes from lies outside its memory
 };
 
 // The input of a projection.
@@ -89,8 +103,10 @@ class Backend {
   // Two matrices of the same shape and format whose rows are used in pairs by feed_forward_up().
   virtual MatrixHandle add_gate_up(const MatrixSource& gate, const MatrixSource& up) = 0;
   virtual VectorHandle add_vector(const std::vector<float>& values) = 0;
-  // Allocates the KV pool and the activations. Called once, after all weights.
+  // Allocates the activations. Called once, after all weights.
   virtual void prepare(const ModelShape& shape, const StepLimits& limits) = 0;
+  // Allocates the KV pool. Called once, after prepare(), so that free_bytes() says what is left for it.
+  virtual void allocate_kv(int32_t num_blocks) = 0;
 
   // --- One step. `plan` outlives it. ---
 
@@ -114,7 +130,21 @@ class Backend {
   // Copies logit row `index` of the step, [vocab_size], for tests and tools.
   virtual void read_logits(int32_t index, float* out) = 0;
 
+  // A step ended with kVramOom: drops what it began and gives back what can be made again.
+  virtual void abandon_step() = 0;
+
+  // --- What it is and holds. ---
+
+  virtual DeviceInfo device_info() const = 0;
   virtual MemoryUse memory_use() const = 0;
+  // Bytes that can still be allocated.
+  virtual int64_t free_bytes() const = 0;
+  // Empty if all that the device computes from lies in its own memory, else what does not. Asks the driver, and may be
+  // called from any thread, during a step too.
+  virtual std::string check_residency() const = 0;
+  // Makes the device suffer a fault now. Throws what the fault would make a step throw, at once or in a later
+  // operation.
+  virtual void inject(Fault fault) = 0;
 };
 
 }  // namespace tw

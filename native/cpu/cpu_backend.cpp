@@ -1,8 +1,10 @@
 #include "cpu/cpu_backend.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -67,6 +69,7 @@ class CpuBackend final : public Backend {
   }
 
   void prepare(const ModelShape& shape, const StepLimits& limits) override;
+  void allocate_kv(int32_t num_blocks) override;
   void begin_step(const StepPlan& plan) override;
   void embed(MatrixHandle table) override;
   void project_qkv(VectorHandle gain, MatrixHandle qkv) override;
@@ -77,7 +80,12 @@ class CpuBackend final : public Backend {
   void project_logits(VectorHandle gain, MatrixHandle head) override;
   void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) override;
   void read_logits(int32_t index, float* out) override;
+  void abandon_step() override {}
+  DeviceInfo device_info() const override { return {"cpu", "", 0, ""}; }
   MemoryUse memory_use() const override;
+  int64_t free_bytes() const override;
+  std::string check_residency() const override;
+  void inject(Fault fault) override;
 
  private:
   // One tile of queries of one slice and kv head.
@@ -116,6 +124,7 @@ class CpuBackend final : public Backend {
   std::vector<PackedMatrix> matrices_;
   std::vector<std::vector<float>> vectors_;
   std::vector<ThreadScratch> scratch_;
+  std::atomic<bool> foreign_memory_{false};
 
   ModelShape shape_;
   StepLimits limits_;
@@ -159,9 +168,6 @@ void CpuBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   slice_of_row_.resize(static_cast<size_t>(rows));
 
   kv_layer_values_ = int64_t{2} * shape.num_kv_heads * shape.head_dim * kBlockTokens;
-  kv_ =
-      AlignedBuffer(static_cast<size_t>(kv_layer_values_ * shape.num_layers * limits.num_kv_blocks) * sizeof(uint16_t),
-                    "the KV pool");
 
   int64_t widest = std::max<int64_t>(attention_size, shape.ffn_size);
   widest = std::max<int64_t>(widest, shape.hidden_size);
@@ -172,6 +178,11 @@ void CpuBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
     scratch.attention =
         AlignedBuffer(floats(attention_scratch_floats() + int64_t{2} * kAttentionRows * shape.head_dim), "scratch");
   }
+}
+
+void CpuBackend::allocate_kv(int32_t num_blocks) {
+  kv_ = AlignedBuffer(static_cast<size_t>(kv_layer_values_ * shape_.num_layers * num_blocks) * sizeof(uint16_t),
+                      "the KV pool");
 }
 
 void CpuBackend::begin_step(const StepPlan& plan) {
@@ -406,6 +417,25 @@ MemoryUse CpuBackend::memory_use() const {
     use.workspace_bytes += static_cast<int64_t>(scratch.matmul.size() + scratch.attention.size());
   }
   return use;
+}
+
+int64_t CpuBackend::free_bytes() const {
+  const MemoryUse use = memory_use();
+  const int64_t machine = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+  return std::max<int64_t>(0, machine - use.weight_bytes - use.kv_bytes - use.workspace_bytes);
+}
+
+// All memory is the CPU's own, so only an injected fault is a violation.
+std::string CpuBackend::check_residency() const {
+  return foreign_memory_ ? "weights are reported in foreign memory by an injected fault" : "";
+}
+
+void CpuBackend::inject(Fault fault) {
+  switch (fault) {
+    case Fault::kOutOfMemory: throw Error(ErrorCode::kVramOom, "the step has no memory: an injected fault");
+    case Fault::kDeviceError: throw Error(ErrorCode::kCudaError, "the device failed: an injected fault");
+    case Fault::kHostMemory: foreign_memory_ = true;
+  }
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "cuda/check.h"
+#include "cuda/fault.h"
 #include "cuda/matmul.h"
 #include "cuda/memory.h"
 #include "cuda/ops.h"
@@ -70,6 +71,7 @@ class CudaBackend final : public Backend {
   }
   VectorHandle add_vector(const std::vector<float>& values) override;
   void prepare(const ModelShape& shape, const StepLimits& limits) override;
+  void allocate_kv(int32_t num_blocks) override;
   void begin_step(const StepPlan& plan) override;
   void embed(MatrixHandle table) override;
   void project_qkv(VectorHandle gain, MatrixHandle qkv) override;
@@ -80,7 +82,18 @@ class CudaBackend final : public Backend {
   void project_logits(VectorHandle gain, MatrixHandle head) override;
   void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) override;
   void read_logits(int32_t index, float* out) override;
+  void abandon_step() override;
+  DeviceInfo device_info() const override;
   MemoryUse memory_use() const override { return tracker_.use(); }
+  int64_t free_bytes() const override {
+    use_device();
+    return MemoryTracker::free_bytes();
+  }
+  std::string check_residency() const override {
+    use_device();
+    return tracker_.check_residency();
+  }
+  void inject(Fault fault) override;
 
  private:
   // The driver's idea of the current device belongs to the thread, and the engine's thread is not the loader's.
@@ -90,6 +103,7 @@ class CudaBackend final : public Backend {
     return {static_cast<int32_t>(matrices_.size() - 1)};
   }
   const PackedMatrix& matrix(MatrixHandle handle) const { return matrices_[static_cast<size_t>(handle.index)]; }
+  void drop_recording();
   const GainVector& gain(VectorHandle handle) const { return gains_[static_cast<size_t>(handle.index)]; }
 
   template <class T>
@@ -137,6 +151,7 @@ class CudaBackend final : public Backend {
   DeviceBuffer arrivals_;
   std::unique_ptr<StepInputs> inputs_;
   Sampler sampler_;
+  PinnedBuffer foreign_weights_;  // of an injected fault
 
   StepMode mode_ = StepMode::kDirect;
   std::pair<int32_t, int32_t> graph_key_;
@@ -184,8 +199,6 @@ void CudaBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   logits_stride_ = padded(shape.vocab_size, 4);
 
   kv_layer_values_ = int64_t{2} * shape.num_kv_heads * shape.head_dim * kBlockTokens;
-  kv_ = DeviceBuffer(&tracker_, Purpose::kKv,
-                     static_cast<size_t>(kv_layer_values_ * shape.num_layers * limits.num_kv_blocks) * sizeof(__half));
   const auto upload = [&](const std::vector<float>& values) {
     DeviceBuffer buffer = workspace<float>(static_cast<int64_t>(values.size()));
     TW_CUDA_CHECK(cudaMemcpy(buffer.as<float>(), values.data(), buffer.size(), cudaMemcpyHostToDevice));
@@ -210,14 +223,34 @@ void CudaBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   TW_CUDA_CHECK(cudaDeviceSynchronize());
 }
 
-void CudaBackend::begin_step(const StepPlan& plan) {
+void CudaBackend::allocate_kv(int32_t num_blocks) {
   use_device();
-  if (mode_ == StepMode::kRecord) {  // the last step was abandoned while it was recorded
+  kv_ = DeviceBuffer(&tracker_, Purpose::kKv,
+                     static_cast<size_t>(kv_layer_values_ * shape_.num_layers * num_blocks) * sizeof(__half));
+  TW_CUDA_CHECK(cudaDeviceSynchronize());
+}
+
+// Ends the recording of a step that failed while it was recorded.
+void CudaBackend::drop_recording() {
+  if (mode_ == StepMode::kRecord) {
     cudaGraph_t graph = nullptr;
     (void)cudaStreamEndCapture(stream_->get(), &graph);
     if (graph != nullptr) (void)cudaGraphDestroy(graph);
+    (void)cudaGetLastError();  // what went wrong with it was reported then
   }
   mode_ = StepMode::kDirect;
+}
+
+void CudaBackend::abandon_step() {
+  use_device();
+  drop_recording();
+  stream_->synchronize();
+  graphs_.clear();
+}
+
+void CudaBackend::begin_step(const StepPlan& plan) {
+  use_device();
+  drop_recording();
   rows_ = plan.num_rows();
   logit_rows_ = static_cast<int32_t>(plan.logit_rows.size());
   one_row_each_ = static_cast<int32_t>(plan.slices.size()) == rows_;
@@ -418,11 +451,24 @@ void CudaBackend::project_logits(VectorHandle gain, MatrixHandle head) {
 
 void CudaBackend::sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) {
   use_device();
-  try {
-    sampler_.sample(logits_.as<float>(), logits_stride_, jobs, results, *stream_);
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::kInsufficientVram) throw;
-    throw Error(ErrorCode::kVramOom, error.what());
+  sampler_.sample(logits_.as<float>(), logits_stride_, jobs, results, *stream_);
+}
+
+DeviceInfo CudaBackend::device_info() const {
+  cudaDeviceProp properties;
+  TW_CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
+  int runtime = 0;
+  TW_CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+  return {"cuda:" + std::to_string(device_), properties.name, properties.major * 10 + properties.minor,
+          std::to_string(runtime / 1000) + "." + std::to_string(runtime % 1000 / 10)};
+}
+
+void CudaBackend::inject(Fault fault) {
+  use_device();
+  switch (fault) {
+    case Fault::kOutOfMemory: exhaust_memory(&tracker_); break;
+    case Fault::kDeviceError: spoil_device(stream_->get()); break;
+    case Fault::kHostMemory: foreign_weights_ = make_foreign_weights(&tracker_); break;
   }
 }
 
@@ -437,20 +483,39 @@ void CudaBackend::read_logits(int32_t index, float* out) {
 }  // namespace
 
 std::unique_ptr<Backend> make_cuda_backend(int32_t device) {
+  const std::string name = "device cuda:" + std::to_string(device);
   int count = 0;
   const cudaError_t counted = cudaGetDeviceCount(&count);
-  if (counted != cudaSuccess || device < 0 || device >= count) {
-    const std::string reason = counted == cudaSuccess ? "there are " + std::to_string(count) + " CUDA devices"
-                                                      : std::string(cudaGetErrorString(counted));
-    throw Error(ErrorCode::kUnavailable, "device cuda:" + std::to_string(device) + " is not usable: " + reason);
+  if (counted != cudaSuccess) {
+    throw Error(ErrorCode::kUnavailable, name + " is not usable: " + cudaGetErrorString(counted));
   }
-  TW_CUDA_CHECK(cudaSetDevice(device));
-  cudaFuncAttributes attributes;
-  if (cudaFuncGetAttributes(&attributes, presence_kernel) != cudaSuccess) {
-    (void)cudaGetLastError();
+  if (device < 0 || device >= count) {
     throw Error(ErrorCode::kUnavailable,
-                "device cuda:" + std::to_string(device) + " is of an architecture that this build has no code for");
+                name + " is not there: this machine has " +
+                    (count == 1 ? "only cuda:0" : "cuda:0 to cuda:" + std::to_string(count - 1)));
   }
+  cudaDeviceProp properties;
+  TW_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  const std::string named = name + " (" + properties.name + ")";
+  // Takes the device: makes this process's context on it.
+  cudaError_t taken = cudaSetDevice(device);
+  if (taken == cudaSuccess) taken = cudaFree(nullptr);
+  if (taken == cudaErrorMemoryAllocation) {
+    throw Error(ErrorCode::kInsufficientVram, named + " has not even memory for a context");
+  }
+  if (taken != cudaSuccess) {
+    throw Error(ErrorCode::kUnavailable, named + " is busy or not usable: " + cudaGetErrorString(taken));
+  }
+  cudaFuncAttributes attributes;
+  const cudaError_t present = cudaFuncGetAttributes(&attributes, presence_kernel);
+  if (present == cudaErrorNoKernelImageForDevice || present == cudaErrorInvalidDeviceFunction ||
+      present == cudaErrorUnsupportedPtxVersion) {
+    (void)cudaGetLastError();
+    throw Error(ErrorCode::kUnavailable, named + " has compute capability " + std::to_string(properties.major) + "." +
+                                             std::to_string(properties.minor) +
+                                             ", and this build has code for 8.0 and newer only");
+  }
+  TW_CUDA_CHECK(present);
   return std::make_unique<CudaBackend>(device);
 }
 

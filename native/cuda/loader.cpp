@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -60,17 +61,33 @@ void* open_backend(std::string* reason) {
   return backend;
 }
 
+std::string version_text(int32_t version) {
+  return version == 0 ? "" : std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
 }  // namespace
 
 bool built() { return true; }
 
-std::string status() {
-  std::string reason;
-  void* const backend = open_backend(&reason);
-  if (backend == nullptr) return reason;
-  const auto probe = find_symbol<decltype(&tw_cuda_probe)>(backend, "tw_cuda_probe");
+Probe probe() {
+  Probe result;
+  void* const backend = open_backend(&result.error);
+  if (backend == nullptr) return result;
+  const auto ask = find_symbol<decltype(&tw_cuda_probe)>(backend, "tw_cuda_probe");
   const auto found = std::make_unique<TwCudaProbe>();
-  return probe(found.get()) == 0 ? "available" : found->error;
+  if (ask(found.get()) != 0) result.error = found->error;
+  result.driver_version = version_text(found->driver_version);
+  result.runtime_version = version_text(found->runtime_version);
+  for (int32_t i = 0; i < std::min<int32_t>(found->num_devices, TW_CUDA_MAX_DEVICES); ++i) {
+    const TwCudaDevice& device = found->devices[i];
+    result.devices.push_back({i, device.name, device.sm, static_cast<int64_t>(device.total_bytes)});
+  }
+  return result;
+}
+
+std::string status() {
+  const std::string error = probe().error;
+  return error.empty() ? "available" : error;
 }
 
 std::unique_ptr<Backend> make_backend(int32_t device) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/backend.h"
 
@@ -12,9 +13,26 @@ namespace tw::cuda {
 // Whether the CUDA backend was built.
 bool built();
 
+struct Device {
+  int32_t index;
+  std::string name;  // as the driver names it
+  int32_t sm;        // compute capability, major × 10 + minor
+  int64_t total_bytes;
+};
+
+// What CUDA is on this machine.
+struct Probe {
+  std::string error;            // why it cannot be used; empty if it can
+  std::string driver_version;   // newest CUDA that the driver supports, such as `13.0`; empty without a driver
+  std::string runtime_version;  // CUDA inside the backend, likewise
+  std::vector<Device> devices;
+};
+
+// Opens the driver and the backend on each call, so it follows changes; not for hot paths. Creates no context.
+Probe probe();
+
 // `available`, or in a few words why CUDA cannot be used here: `built without CUDA`, `no NVIDIA driver`, `no CUDA
-// device` or the driver's own reason. Opens the driver and the backend on each call, so it follows changes; not for hot
-// paths.
+// device` or the driver's own reason: probe().error.
 std::string status();
 
 // A backend on CUDA device `device`. Throws Error(kUnavailable) if CUDA cannot be used here, or what the device

@@ -9,7 +9,7 @@ namespace {
 
 const char* name_of(Purpose purpose) {
   switch (purpose) {
-    case Purpose::kWeights: return "weights";
+    case Purpose::kWeights: return "the weights";
     case Purpose::kKv: return "the KV pool";
     case Purpose::kWorkspace: break;
   }
@@ -18,12 +18,44 @@ const char* name_of(Purpose purpose) {
 
 }  // namespace
 
-void MemoryTracker::add(Purpose purpose, int64_t num_bytes) {
-  switch (purpose) {
-    case Purpose::kWeights: use_.weight_bytes += num_bytes; break;
-    case Purpose::kKv: use_.kv_bytes += num_bytes; break;
-    case Purpose::kWorkspace: use_.workspace_bytes += num_bytes; break;
+MemoryUse MemoryTracker::use() const {
+  MemoryUse use;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& [address, allocation] : allocations_) {
+    const auto num_bytes = static_cast<int64_t>(allocation.num_bytes);
+    switch (allocation.purpose) {
+      case Purpose::kWeights: use.weight_bytes += num_bytes; break;
+      case Purpose::kKv: use.kv_bytes += num_bytes; break;
+      case Purpose::kWorkspace: use.workspace_bytes += num_bytes; break;
+    }
   }
+  return use;
+}
+
+void MemoryTracker::add(const void* address, Purpose purpose, size_t num_bytes) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  allocations_[address] = {purpose, num_bytes};
+}
+
+void MemoryTracker::remove(const void* address) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  allocations_.erase(address);
+}
+
+// Nothing that is asked about can be freed meanwhile: a buffer leaves the tracker first.
+std::string MemoryTracker::check_residency() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& [address, allocation] : allocations_) {
+    cudaPointerAttributes found{};
+    TW_CUDA_CHECK(cudaPointerGetAttributes(&found, address));
+    if (found.type == cudaMemoryTypeDevice && found.device == device_ && found.hostPointer == nullptr) continue;
+    const char* const where = found.type == cudaMemoryTypeManaged  ? "managed memory"
+                              : found.type == cudaMemoryTypeDevice ? "memory of another device"
+                                                                   : "host memory";
+    return std::to_string(allocation.num_bytes) + " bytes of " + name_of(allocation.purpose) + " lie in " + where +
+           ", not in that of cuda:" + std::to_string(device_);
+  }
+  return "";
 }
 
 int64_t MemoryTracker::free_bytes() {
@@ -40,12 +72,15 @@ DeviceBuffer::DeviceBuffer(MemoryTracker* tracker, Purpose purpose, size_t num_b
   if (error == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
     data_ = nullptr;
-    throw Error(ErrorCode::kInsufficientVram, std::string(name_of(purpose)) + " need " + std::to_string(num_bytes) +
-                                                  " bytes more, device cuda:" + std::to_string(tracker->device()) +
-                                                  " has " + std::to_string(MemoryTracker::free_bytes()) + " left");
+    const MemoryUse use = tracker->use();
+    throw Error(ErrorCode::kInsufficientVram,
+                "no memory for " + std::string(name_of(purpose)) + ": required " + std::to_string(num_bytes) +
+                    " bytes more, available " + std::to_string(MemoryTracker::free_bytes()) +
+                    " bytes on cuda:" + std::to_string(tracker->device()) + " beside " +
+                    std::to_string(use.weight_bytes + use.kv_bytes + use.workspace_bytes) + " already held");
   }
   TW_CUDA_CHECK(error);
-  tracker_->add(purpose_, static_cast<int64_t>(size_));
+  tracker_->add(data_, purpose_, size_);
   TW_CUDA_CHECK(cudaMemset(data_, 0, num_bytes));
 }
 
@@ -63,8 +98,8 @@ DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
 // A failure to free is not reported: it happens only on a device that an earlier, reported error has spoiled.
 void DeviceBuffer::reset() noexcept {
   if (data_ == nullptr) return;
+  tracker_->remove(data_);
   (void)cudaFree(data_);
-  tracker_->add(purpose_, -static_cast<int64_t>(size_));
   data_ = nullptr;
 }
 

@@ -5,6 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
 #include <utility>
 
 #include "core/backend.h"
@@ -13,20 +16,31 @@ namespace tw::cuda {
 
 enum class Purpose { kWeights, kKv, kWorkspace };
 
-// Counts the bytes of one backend. Outlives its buffers.
+// Knows every allocation of one backend: its bytes by purpose, and where it lies. Outlives its buffers. Thread-safe.
 class MemoryTracker {
  public:
   explicit MemoryTracker(int device) : device_(device) {}
   int device() const { return device_; }
-  const MemoryUse& use() const { return use_; }
-  void add(Purpose purpose, int64_t num_bytes);
+  MemoryUse use() const;
+  void add(const void* address, Purpose purpose, size_t num_bytes);
+  void remove(const void* address);
 
-  // Bytes the device can still give.
+  // Asks the driver where each allocation lies. Empty if all are in the device's memory, else names the first that is
+  // not. The current device must be this one.
+  std::string check_residency() const;
+
+  // Bytes the current device can still give.
   static int64_t free_bytes();
 
  private:
-  int device_;
-  MemoryUse use_;
+  struct Allocation {
+    Purpose purpose;
+    size_t num_bytes;
+  };
+
+  const int device_;
+  mutable std::mutex mutex_;  // guards allocations_
+  std::map<const void*, Allocation> allocations_;
 };
 
 // Device memory, zeroed. Move-only.

@@ -6,7 +6,9 @@ namespace tw::cuda {
 
 bool built() { return false; }
 
-std::string status() { return "built without CUDA"; }
+Probe probe() { return {"built without CUDA", "", "", {}}; }
+
+std::string status() { return probe().error; }
 
 std::unique_ptr<Backend> make_backend(int32_t device) {
   throw Error(ErrorCode::kUnavailable, "device cuda:" + std::to_string(device) + " is not usable: " + status());

@@ -9,6 +9,7 @@
 #include <future>
 
 #include "engine/backend_factory.h"
+#include "engine/sizing.h"
 
 namespace tw {
 namespace {
@@ -17,46 +18,19 @@ double ms_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
-// Rows in a step, if the options do not say: a chunk of prefill is about the time of a few decode steps.
-constexpr int32_t kDefaultBatchTokens = 256;
-constexpr int32_t kDefaultRunningJobs = 64;
-constexpr int64_t kDefaultKvTokens = 32768;
 // An idle loop wakes this often to show that it lives.
 constexpr auto kHeartbeat = std::chrono::milliseconds(500);
 
-EngineOptions resolve(EngineOptions options) {
-  if (options.max_batch_tokens <= 0) options.max_batch_tokens = kDefaultBatchTokens;
-  if (options.max_running_jobs <= 0) options.max_running_jobs = kDefaultRunningJobs;
-  // Every running job must be able to decode in every step.
-  options.max_running_jobs = std::min(options.max_running_jobs, options.max_batch_tokens);
-  if (options.max_queued_jobs <= 0) options.max_queued_jobs = 256;
-  if (options.max_queued_tokens <= 0) options.max_queued_tokens = int64_t{1} << 20;
-  if (options.max_undelivered_tokens <= 0) options.max_undelivered_tokens = 64;
-  if (options.slow_reader_timeout_ms <= 0) options.slow_reader_timeout_ms = 30000;
-  return options;
-}
-
 }  // namespace
-
-int32_t choose_kv_blocks(const ModelShape& shape, int64_t kv_cache_bytes) {
-  const int64_t block_bytes = shape.kv_bytes_per_token() * kBlockTokens;
-  if (kv_cache_bytes <= 0) {
-    kv_cache_bytes = std::max<int64_t>(shape.context_length, kDefaultKvTokens) * shape.kv_bytes_per_token();
-    const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
-    kv_cache_bytes = std::min(kv_cache_bytes, memory / 4);
-  }
-  const int64_t blocks = kv_cache_bytes / block_bytes;
-  if (blocks < 1) {
-    throw Error(ErrorCode::kInsufficientVram, "the KV cache of " + std::to_string(kv_cache_bytes) +
-                                                  " bytes holds no block of " + std::to_string(block_bytes));
-  }
-  return static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX));
-}
 
 Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
                const EngineOptions& options, const std::function<void(int)>& on_progress)
-    : options_(resolve(options)), vocabulary_(std::move(vocabulary)) {
-  backend_ = make_backend(options_.device, options_.num_threads);
+    : backend_(make_backend(options.device, options.num_threads)),
+      device_(backend_->device_info()),
+      options_(resolve(options, device_)),
+      faults_(options.faults),
+      vocabulary_(std::move(vocabulary)) {
+  require_memory_for_weights(file, *backend_);
   model_ = load_model(file, backend_.get(), options_.max_context_tokens, on_progress);
   const ModelShape& shape = model_->shape();
   if (static_cast<int32_t>(vocabulary_.size()) != shape.vocab_size) {
@@ -73,9 +47,11 @@ Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std:
   StepLimits limits;
   limits.max_rows = options_.max_batch_tokens;
   limits.max_logit_rows = options_.max_running_jobs;
-  limits.num_kv_blocks = choose_kv_blocks(shape, options_.kv_cache_bytes);
   backend_->prepare(shape, limits);
-  pool_ = std::make_unique<KvPool>(limits.num_kv_blocks, options_.prefix_cache);
+  const int32_t num_kv_blocks =
+      choose_kv_blocks(shape, options_.kv_cache_bytes, wanted_kv_tokens(shape, options_, device_), *backend_);
+  backend_->allocate_kv(num_kv_blocks);
+  pool_ = std::make_unique<KvPool>(num_kv_blocks, options_.prefix_cache);
   scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{limits.max_rows, options_.max_running_jobs}, pool_.get());
   counters_.memory = backend_->memory_use();
   publish_stats();
@@ -213,6 +189,7 @@ void Engine::loop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stats_.failure = failure;
+    if (!failure.empty()) stats_.failure_code = to_string(code);
     stopping_ = true;
     errands.swap(errands_);
     for (auto& job : inbox_) jobs_.emplace(job->handle(), job);
@@ -223,6 +200,7 @@ void Engine::loop() {
   for (const auto& errand : errands) errand();
   flush_ready();
   counters_.failure = failure;
+  if (!failure.empty()) counters_.failure_code = to_string(code);
   publish_stats();
 }
 
@@ -338,23 +316,47 @@ bool Engine::step() {
   }
   if (plan_.token_ids.empty()) return false;
 
+  try {
+    compute();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kVramOom && error.code() != ErrorCode::kInsufficientVram) throw;
+    fail_largest(error.what());
+    return true;
+  }
+  scheduler_->commit(plan_, scheduled_);
+  ++counters_.num_steps;
+  counters_.last_batch_size = static_cast<int32_t>(scheduled_.size());
+  for (size_t i = 0; i < sampled_.size(); ++i) handle_token(jobs_.at(sampled_[i]->id).get(), &samples_[i]);
+  return true;
+}
+
+void Engine::compute() {
+  faults_.apply(num_steps_begun_++, backend_.get());
   model_->forward(backend_.get(), plan_);
-  std::vector<Sequence*> sampled;
+  sampled_.clear();
   sample_jobs_.clear();
   for (size_t i = 0; i < scheduled_.size(); ++i) {
     Sequence* sequence = scheduled_[i];
     if (plan_.slices[i].position + plan_.slices[i].num_rows != sequence->num_tokens()) continue;
     const Job& job = *jobs_.at(sequence->id);
-    sampled.push_back(sequence);
+    sampled_.push_back(sequence);
     sample_jobs_.push_back({&job.spec.sampling, &job.generated,
                             static_cast<uint64_t>(sequence->num_tokens() - sequence->num_prompt_tokens)});
   }
   backend_->sample(sample_jobs_, &samples_);
-  scheduler_->commit(plan_, scheduled_);
-  ++counters_.num_steps;
-  counters_.last_batch_size = static_cast<int32_t>(scheduled_.size());
-  for (size_t i = 0; i < sampled.size(); ++i) handle_token(jobs_.at(sampled[i]->id).get(), &samples_[i]);
-  return true;
+}
+
+// A step had no memory (W-44). The job that asked the most of it ends, the latest of equals; nothing of the step was
+// committed, so the others compute the same again in the next one.
+void Engine::fail_largest(const std::string& message) {
+  backend_->abandon_step();
+  counters_.memory = backend_->memory_use();
+  ++counters_.num_out_of_memory;
+  size_t largest = 0;
+  for (size_t i = 1; i < plan_.slices.size(); ++i) {
+    if (plan_.slices[i].num_rows >= plan_.slices[largest].num_rows) largest = i;
+  }
+  finish(jobs_.at(scheduled_[largest]->id).get(), ErrorCode::kVramOom, message);
 }
 
 void Engine::handle_token(Job* job, SampleResult* result) {

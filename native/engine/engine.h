@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "engine/fault_plan.h"
 #include "engine/job.h"
 #include "engine/scheduler.h"
 #include "models/model.h"
@@ -34,6 +35,7 @@ struct EngineOptions {
   bool prefix_cache = true;
   int32_t max_undelivered_tokens = 64;
   int32_t slow_reader_timeout_ms = 30000;
+  std::string faults;  // for tests: what the device suffers at which step (FaultPlan)
 };
 
 struct EngineStats {
@@ -50,8 +52,10 @@ struct EngineStats {
   int64_t num_preemptions = 0;
   int32_t last_batch_size = 0;
   double heartbeat_age_ms = 0;
+  int64_t num_out_of_memory = 0;  // jobs that a step had no memory for
   MemoryUse memory;
-  std::string failure;
+  std::string failure;  // why the loop died; empty while it lives
+  std::string failure_code;
 };
 
 class Engine {
@@ -63,6 +67,9 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   const ModelInfo& model_info() const { return model_->info(); }
+  const DeviceInfo& device_info() const { return device_; }
+  // With every choice made.
+  const EngineOptions& options() const { return options_; }
   const std::vector<std::string>& vocabulary() const { return vocabulary_; }
   int event_fd() const { return event_fd_; }
 
@@ -75,6 +82,8 @@ class Engine {
   EngineStats stats() const;
   // Runs on the engine thread between two steps.
   std::string audit();
+  // Empty if all that the device computes from lies in its own memory, else what does not. Asks the driver.
+  std::string check_residency() const { return backend_->check_residency(); }
   void stop();
 
  private:
@@ -85,6 +94,8 @@ class Engine {
   void take_inbox();
   bool expire_jobs();
   bool step();
+  void compute();
+  void fail_largest(const std::string& message);
   void handle_token(Job* job, SampleResult* result);
   void finish(Job* job, ErrorCode code, const std::string& message);
   void complete(Job* job, StopReason reason, std::string rest);
@@ -95,10 +106,12 @@ class Engine {
   void publish_stats();
   Clock::time_point next_timer() const;
 
+  const std::unique_ptr<Backend> backend_;
+  const DeviceInfo device_;
   const EngineOptions options_;
+  const FaultPlan faults_;
   const std::vector<std::string> vocabulary_;
   std::vector<char> is_stop_token_;
-  std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvPool> pool_;
   std::unique_ptr<Scheduler> scheduler_;
@@ -123,17 +136,15 @@ class Engine {
   StepPlan plan_;
   std::vector<Sequence*> scheduled_;
   std::vector<Sequence*> admitted_;
+  std::vector<Sequence*> sampled_;
   std::vector<SampleJob> sample_jobs_;
   std::vector<SampleResult> samples_;
   std::vector<uint64_t> ready_now_;
   EngineStats counters_;
+  int64_t num_steps_begun_ = 0;
 
   std::mutex join_mutex_;
   std::thread thread_;  // last: starts when all else is ready
 };
-
-// A KV pool of `kv_cache_bytes`, or for 0 one that holds the larger of a full context and 32,768 tokens, but at most a
-// quarter of the machine's memory.
-int32_t choose_kv_blocks(const ModelShape& shape, int64_t kv_cache_bytes);
 
 }  // namespace tw

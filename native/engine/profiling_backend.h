@@ -38,7 +38,13 @@ class ProfilingBackend final : public Backend {
   void project_logits(VectorHandle gain, MatrixHandle head) override;
   void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) override;
   void read_logits(int32_t index, float* out) override { inner_->read_logits(index, out); }
+  void allocate_kv(int32_t num_blocks) override { inner_->allocate_kv(num_blocks); }
+  void abandon_step() override { inner_->abandon_step(); }
+  DeviceInfo device_info() const override { return inner_->device_info(); }
   MemoryUse memory_use() const override { return inner_->memory_use(); }
+  int64_t free_bytes() const override { return inner_->free_bytes(); }
+  std::string check_residency() const override { return inner_->check_residency(); }
+  void inject(Fault fault) override { inner_->inject(fault); }
 
  private:
   template <class Op>

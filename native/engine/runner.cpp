@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "engine/backend_factory.h"
+#include "engine/sizing.h"
 
 namespace tw {
 
@@ -16,9 +17,11 @@ Runner::Runner(const gguf::File& file, const EngineOptions& options)
   StepLimits limits;
   limits.max_rows = max_rows_;
   limits.max_logit_rows = max_rows_;
-  limits.num_kv_blocks = choose_kv_blocks(model_->shape(), options.kv_cache_bytes);
   backend_->prepare(model_->shape(), limits);
-  pool_ = std::make_unique<KvPool>(limits.num_kv_blocks, false);
+  const int64_t wanted_tokens = std::max(model_->shape().context_length, 32768);
+  const int32_t num_kv_blocks = choose_kv_blocks(model_->shape(), options.kv_cache_bytes, wanted_tokens, *backend_);
+  backend_->allocate_kv(num_kv_blocks);
+  pool_ = std::make_unique<KvPool>(num_kv_blocks, false);
 }
 
 void Runner::append(int32_t sequence, const int32_t* ids, int32_t count) {

@@ -17,6 +17,33 @@ def cpu_isa() -> str:
 def cuda_status() -> str:
     """`available`, or why not: `built without CUDA`, `no NVIDIA driver`, …"""
 
+class CudaDevice:
+    """A device as its driver describes it. `sm` is the compute capability, major × 10 + minor."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def sm(self) -> int: ...
+    @property
+    def total_bytes(self) -> int: ...
+
+class CudaProbe:
+    """What CUDA is here. `error` is empty if it can be used; versions read like `13.0` and are empty where unknown."""
+
+    @property
+    def error(self) -> str: ...
+    @property
+    def driver_version(self) -> str: ...
+    @property
+    def runtime_version(self) -> str: ...
+    @property
+    def devices(self) -> list[CudaDevice]: ...
+
+def cuda_probe() -> CudaProbe:
+    """Asks the driver; takes no device memory and creates no context."""
+
 class TensorInfo:
     """A tensor of a model file. `shape` is in GGUF order: the fastest-varying dimension first."""
 
@@ -70,6 +97,24 @@ class EngineOptions:
     prefix_cache: bool
     max_undelivered_tokens: int
     slow_reader_timeout_ms: int
+    faults: str
+    """For tests: `kind@step` entries between commas; kinds are `oom`, `device-error` and `host-memory`."""
+
+class DeviceInfo:
+    """Where an engine computes."""
+
+    @property
+    def id(self) -> str:
+        """`cpu` or `cuda:N`."""
+    @property
+    def name(self) -> str:
+        """As its driver names it; empty for the CPU."""
+    @property
+    def sm(self) -> int:
+        """Compute capability, major × 10 + minor; 0 for the CPU."""
+    @property
+    def runtime_version(self) -> str:
+        """Of CUDA, such as `13.0`; empty for the CPU."""
 
 class ModelInfo:
     @property
@@ -128,8 +173,14 @@ class EngineStats:
     @property
     def workspace_bytes(self) -> int: ...
     @property
+    def num_out_of_memory(self) -> int:
+        """Jobs that ended because a step had no memory for them."""
+    @property
     def failure(self) -> str:
         """Why the engine thread died; empty while it lives."""
+    @property
+    def failure_code(self) -> str:
+        """One of errors.py's codes; empty while it lives."""
 
 class Outcome:
     """How a job ended. `error_code` is empty for a completed job, else one of errors.py's codes."""
@@ -202,6 +253,11 @@ class Engine:
     @property
     def model_info(self) -> ModelInfo: ...
     @property
+    def device_info(self) -> DeviceInfo: ...
+    @property
+    def options(self) -> EngineOptions:
+        """Those it was given, with every 0 replaced by what was chosen."""
+    @property
     def event_fd(self) -> int:
         """Becomes readable when at least one job has output; `take_ready` clears it. At most one wake-up a step."""
     def submit(
@@ -244,6 +300,8 @@ class Engine:
     def stats(self) -> EngineStats: ...
     def audit(self) -> str:
         """Checks `free + used + cached = total` and every reference count; empty if the ledger balances."""
+    def check_residency(self) -> str:
+        """Empty if all that the device computes from lies in its own memory, else what does not. Asks the driver."""
     def stop(self) -> None:
         """Ends the engine thread after its current step; remaining jobs end with UNAVAILABLE. Idempotent."""
 

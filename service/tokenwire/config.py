@@ -84,6 +84,15 @@ class Settings(BaseModel):
     watchdog_seconds: float = Field(
         60.0, ge=1, le=3600, description="a step that shows no life for this long counts as a failed device, seconds"
     )
+    residency_check_sec: float = Field(
+        60.0, gt=0, le=86400, description="how often a GPU's memory is checked to hold all it computes from, seconds"
+    )
+    fault_injection: str = Field(
+        "",
+        pattern=r"^((oom|device-error|host-memory)@\d{1,9}(,|$))*$",
+        max_length=256,
+        description="for tests of failures: oom@N, device-error@N or host-memory@N at step N, between commas",
+    )
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise prompts")
 
     max_message_bytes: int = Field(4 * 2**20, ge=65536, le=2**28, description="largest request message, bytes")
@@ -114,7 +123,7 @@ class Settings(BaseModel):
         "auto", description="json, console, or auto: console on a terminal, json elsewhere"
     )
 
-    @field_validator("inference_timeout_sec", "drain_seconds", "watchdog_seconds")
+    @field_validator("inference_timeout_sec", "drain_seconds", "watchdog_seconds", "residency_check_sec")
     @classmethod
     def _finite(cls, value: float) -> float:
         if value != value or value in (float("inf"), float("-inf")):

@@ -23,7 +23,7 @@ import grpc
 from tokenwire._version import __version__
 from tokenwire.config import Settings
 from tokenwire.engine import AsyncEngine, JobSpec
-from tokenwire.engine.async_engine import watch_engine
+from tokenwire.engine.async_engine import EngineFailure, watch_engine
 from tokenwire.errors import NoDeviceError, TokenwireError
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
 from tokenwire.rpc.server import build_server
@@ -106,6 +106,8 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
     began = loop.time()
     bind_context(worker_id=settings.worker_id or f"{socket.gethostname()}-{os.getpid()}")
     log.info("startup", version=__version__, model=settings.model, device=settings.device)
+    if settings.fault_injection:
+        log.warning("fault_injection", faults=settings.fault_injection)
     signals = StopSignals(die)
     signals.install()
     state = WorkerState(model=settings.model_name or Path(settings.model).stem, device=settings.cuda_device or "cpu")
@@ -128,7 +130,7 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
             state.enter(Phase.READY)
             log.info("ready", host=settings.host, port=port, seconds=round(loop.time() - began, 3))
 
-            failure = await _until_stopped(engine, settings, signals)
+            failure = await _until_stopped(engine, state, settings, signals)
             if failure is not None:
                 return await _fail(engine, state, server, model, failure, die)
             await _drain(engine, state, settings, signals)
@@ -230,7 +232,11 @@ async def _load_model(
         model=model.name,
         architecture=model.architecture,
         quant_kind=model.quant_kind,
-        weight_bytes=model.weight_bytes,
+        device=model.device,
+        device_name=model.device_name,
+        device_reason=model.device_reason,
+        context_length=model.context_length,
+        **model.sizes,
         seconds=round(loop.time() - began, 3),
     )
     for warning in model.warnings:
@@ -267,18 +273,31 @@ def _serving(settings: Settings, engine: AsyncEngine, model: LoadedModel) -> Ser
         vocab_size=model.vocab_size,
         context_length=model.context_length,
         device=model.device,
+        device_name=model.device_name,
+        sm=model.sm,
+        cuda_runtime_version=model.cuda_runtime_version,
     )
     return Serving(engine, model.text, limits, facts)
 
 
-async def _until_stopped(engine: AsyncEngine, settings: Settings, signals: StopSignals) -> str | None:
+async def _until_stopped(
+    engine: AsyncEngine, state: WorkerState, settings: Settings, signals: StopSignals
+) -> EngineFailure | None:
     """Returns why the engine died, or None once a signal came."""
+
+    def report(foreign_memory: str) -> None:
+        if foreign_memory and foreign_memory != state.foreign_memory:
+            get_logger().critical("residency_violation", message=foreign_memory)
+        state.note_residency(foreign_memory)
+
+    checking = asyncio.ensure_future(engine.watch_residency(settings.residency_check_sec, report))
     watching = asyncio.ensure_future(watch_engine(engine, watchdog_s=settings.watchdog_seconds))
-    await _first_of(watching, signals.first.wait())
-    if watching.done():
-        return watching.result()
-    watching.cancel()
-    return None
+    try:
+        await _first_of(watching, signals.first.wait())
+        return watching.result() if watching.done() else None
+    finally:
+        watching.cancel()
+        checking.cancel()
 
 
 async def _drain(engine: AsyncEngine, state: WorkerState, settings: Settings, signals: StopSignals) -> None:
@@ -290,12 +309,17 @@ async def _drain(engine: AsyncEngine, state: WorkerState, settings: Settings, si
 
 
 async def _fail(
-    engine: AsyncEngine, state: WorkerState, server: grpc.aio.Server, model: LoadedModel, reason: str, die: Die
+    engine: AsyncEngine,
+    state: WorkerState,
+    server: grpc.aio.Server,
+    model: LoadedModel,
+    failure: EngineFailure,
+    die: Die,
 ) -> int:
     """Readiness off, a typed error to every stream, and out; nothing here waits for the engine without a bound."""
-    code = "INTERNAL" if model.device == "cpu" else "CUDA_ERROR"
+    code = failure.code or ("INTERNAL" if model.device == "cpu" else "CUDA_ERROR")
     state.enter(Phase.FAILED)
-    get_logger().error("error", code=code, message=f"the engine failed: {reason}", live=engine.num_live)
+    get_logger().error("error", code=code, message=f"the engine failed: {failure.reason}", live=engine.num_live)
     engine.fail(lambda: TokenwireError(code, "the engine failed"))
     await engine.wait_idle(FLUSH_SECONDS)
     await server.stop(FLUSH_SECONDS)

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
+from service.worker_process import worker_processes
 from tokenwire.config import Settings, load_settings
 from tokenwire.engine import AsyncEngine
 from tokenwire.engine.fake import FakeEngine, FakeJob
@@ -149,3 +150,10 @@ def request(job_id: str = "job-1", **fields: Any) -> pb.ExecuteRequest:
 @pytest.fixture(name="request_of")
 def _request_of() -> Callable[..., pb.ExecuteRequest]:
     return request
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Callable[..., Any]]:
+    """Starts worker processes: `await start(scenario of fake_worker.py, **flags)`."""
+    async with worker_processes() as start_process:
+        yield start_process

@@ -86,8 +86,12 @@ def load(settings: Settings, on_progress: ProgressCallback) -> Any:
         vocab_size=1000,
         context_length=4096,
         max_token_bytes=16,
-        weight_bytes=1,
         device="cpu",
+        device_reason="asked for",
+        device_name="",
+        sm=0,
+        cuda_runtime_version="",
+        sizes={},
         warnings=("an oddity",),
     )
 

@@ -41,13 +41,19 @@ def _rows(report: HealthReport) -> list[tuple[str, str]]:
         ("weights", f"{report.quant_kind}, {'resident' if report.resident else 'not resident'}"),
         ("tokenizer", f"{report.tokenizer_kind}, {report.vocab_size:,} entries"),
         ("context", f"{report.context_length:,} tokens"),
-        ("device", report.device),
+        ("device", f"{report.device} ({report.device_name})" if report.device_name else report.device),
         ("jobs", f"{report.active} active, {report.queued} queued"),
         ("KV pool", f"{report.pool_utilization:.1%} in use"),
         ("uptime", f"{report.uptime_seconds:,} s"),
     ]
+    rows.insert(7, ("memory", _memory(report)))
     if report.sm:
         rows.insert(7, ("compute capability", f"{report.sm // 10}.{report.sm % 10}"))
         rows.insert(8, ("CUDA runtime", report.cuda_runtime_version))
         rows.insert(9, ("VRAM in use", f"{report.vram_bytes_used / 2**20:,.0f} MiB"))
     return rows
+
+
+def _memory(report: HealthReport) -> str:
+    parts = {"weights": report.weight_bytes, "KV pool": report.kv_bytes, "workspace": report.workspace_bytes}
+    return ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in parts.items())

@@ -17,7 +17,7 @@ from tokenwire.cli.settings import ConfigFile, load_or_exit, setting_origins
 from tokenwire.models import ModelSourceError, resolve
 
 if TYPE_CHECKING:
-    from tokenwire._native import GgufFile
+    from tokenwire._native import CudaDevice, GgufFile
 
 Facts = dict[str, str | int]
 
@@ -54,6 +54,8 @@ def build_facts() -> Facts:
     """
     native = load_native()
     built = native.build_info()
+    probe = native.cuda_probe()
+    devices = {f"cuda:{device.index}": _device_line(device) for device in probe.devices}
     return {
         "version": __version__,
         "compiler": built["compiler"],
@@ -61,7 +63,8 @@ def build_facts() -> Facts:
         "sanitizer": built["sanitizer"] or "none",
         "CPU kernels": built["isas"],
         "CPU kernels used here": native.cpu_isa(),
-        "CUDA": native.cuda_status(),
+        "CUDA": probe.error or f"available (runtime {probe.runtime_version}, driver {probe.driver_version})",
+        **devices,
     }
 
 
@@ -73,6 +76,10 @@ def build_line() -> str:
         return error.cause
     built = native.build_info()
     return f"{built['compiler']}, {built['build_type']}, {native.cpu_isa()}, CUDA: {native.cuda_status()}"
+
+
+def _device_line(device: CudaDevice) -> str:
+    return f"{device.name}, compute capability {device.sm // 10}.{device.sm % 10}, {device.total_bytes / 2**30:.1f} GiB"
 
 
 def _shown(value: object) -> str:

@@ -170,6 +170,11 @@ class HealthReport:
     queued: int
     phase: str
     load_percent: int
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+    workspace_bytes: int = 0
+    device_name: str = ""
+    residency_age_seconds: int | None = None
 
 
 def event_from_proto(message: pb.ExecuteEvent) -> Event | pb.Error | None:
@@ -242,6 +247,11 @@ def health_from_proto(message: pb.HealthResponse) -> HealthReport:
         queued=message.queued,
         phase=message.phase,
         load_percent=message.load_percent,
+        weight_bytes=message.memory.weight_bytes,
+        kv_bytes=message.memory.kv_bytes,
+        workspace_bytes=message.memory.workspace_bytes,
+        device_name=message.device_name,
+        residency_age_seconds=message.residency_age_seconds if message.HasField("residency_age_seconds") else None,
     )
 
 

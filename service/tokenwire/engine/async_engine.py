@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from tokenwire.engine.native import NativeEngine, NativeJob, NativeStats
+from tokenwire.engine.residency import watch_residency
 from tokenwire.engine.stream import CancelOutcome, CancelResult, ErrorFactory, JobSpec, JobStream
 from tokenwire.errors import TokenwireError
 
@@ -45,6 +48,10 @@ class AsyncEngine:
     def stats(self) -> NativeStats:
         """A snapshot from memory."""
         return self._native.stats()
+
+    async def watch_residency(self, interval_s: float, report: Callable[[str], None]) -> None:
+        """Reports what lies outside the device's memory, now and every `interval_s` seconds, until cancelled."""
+        await watch_residency(self._native, interval_s, report)
 
     def open(self, job_id: str) -> JobStream:
         """Reserves a job id.
@@ -151,12 +158,20 @@ def _draining() -> TokenwireError:
     return TokenwireError("UNAVAILABLE", DRAINING, phase="draining")
 
 
-async def watch_engine(engine: AsyncEngine, *, watchdog_s: float, interval_s: float = 0.25) -> str:
+@dataclass(frozen=True, slots=True)
+class EngineFailure:
+    """Why an engine is dead; `code` is one of errors.py's, or empty if it did not live to say."""
+
+    code: str
+    reason: str
+
+
+async def watch_engine(engine: AsyncEngine, *, watchdog_s: float, interval_s: float = 0.25) -> EngineFailure:
     """Returns why the engine is dead, once it is: its thread ended, or a step shows no life for `watchdog_s`."""
     while True:
         stats = engine.stats()
         if stats.failure:
-            return stats.failure
+            return EngineFailure(stats.failure_code, stats.failure)
         if stats.heartbeat_age_ms > watchdog_s * 1000:
-            return f"no sign of life for {stats.heartbeat_age_ms / 1000:.1f} s"
+            return EngineFailure("", f"no sign of life for {stats.heartbeat_age_ms / 1000:.1f} s")
         await asyncio.sleep(interval_s)

@@ -44,6 +44,7 @@ class FakeStats:
     kv_bytes: int = 200
     workspace_bytes: int = 30
     failure: str = ""
+    failure_code: str = ""
 
 
 def varint(value: int) -> bytes:
@@ -177,6 +178,7 @@ class FakeEngine:
         self.jobs: list[FakeJob] = []
         self.submit_error: FakeEngineError | None = None
         self.state = FakeStats()
+        self.foreign_memory = ""
         self.stopped = False
         self.failed_all = threading.Event()
         self.submitted = threading.Semaphore(0)
@@ -231,6 +233,9 @@ class FakeEngine:
     def stats(self) -> FakeStats:
         self.state.active_jobs = sum(job.live for job in self.jobs)
         return self.state
+
+    def check_residency(self) -> str:
+        return self.foreign_memory
 
     def stop(self) -> None:
         self.fail_all("UNAVAILABLE", "the engine stopped")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenwire import _native
 from tokenwire.config import Settings
+from tokenwire.engine.device import DeviceChoice, choose_device
 from tokenwire.engine.native import NativeEngine
-from tokenwire.errors import NoDeviceError
+from tokenwire.errors import NoDeviceError, TokenwireError
 from tokenwire.models import resolve
 from tokenwire.text import TextPipeline, find_tokenizer_json, load_tokenizer
 
@@ -24,6 +25,11 @@ class LoadedModel:
     Attributes:
         max_token_bytes: length of the longest vocabulary entry.
         device: `cpu` or `cuda:N`.
+        device_reason: why it serves.
+        device_name: as its driver names it; empty for the CPU.
+        sm: compute capability, major × 10 + minor; 0 for the CPU.
+        cuda_runtime_version: such as `13.0`; empty for the CPU.
+        sizes: what was chosen for the device, for the log.
         warnings: oddities of its files, for the log.
     """
 
@@ -36,8 +42,12 @@ class LoadedModel:
     vocab_size: int
     context_length: int
     max_token_bytes: int
-    weight_bytes: int
     device: str
+    device_reason: str
+    device_name: str
+    sm: int
+    cuda_runtime_version: str
+    sizes: Mapping[str, int]
     warnings: tuple[str, ...]
 
 
@@ -48,14 +58,14 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
         on_progress: called with 0, 25, 50, 75, 100; raising abandons the load.
 
     Raises:
-        NoDeviceError: a CUDA device was asked for, and this engine cannot use it.
+        NoDeviceError: the CUDA device that was asked for cannot be used.
         ModelSourceError: there is no such model here.
         TextError: its tokenizer is malformed or not supported.
-        EngineError: the file is malformed or not supported, or does not fit.
+        EngineError: the file is malformed or not supported.
+        TokenwireError: INSUFFICIENT_VRAM, naming the file and the bytes required and available.
         Exception: whatever `on_progress` raised.
     """
-    if settings.cuda_device is not None:
-        raise NoDeviceError(f"device {settings.cuda_device} is not usable: {_native.cuda_status()}")
+    choice = choose_device(settings)
     path = resolve(settings.model)
     file = _native.GgufFile(str(path))
     tokenizer_json = Path(settings.tokenizer_json) if settings.tokenizer_json else find_tokenizer_json(file, path)
@@ -65,12 +75,12 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
     with ThreadPoolExecutor(max_workers=1) as side:
         starting = side.submit(TextPipeline.from_tokenizer, tokenizer, file)
         try:
-            engine = _native.Engine(file, vocabulary, tokenizer.stop_token_ids, engine_options(settings), on_progress)
+            engine, reason = _open_engine(file, vocabulary, tokenizer.stop_token_ids, settings, choice, on_progress)
         except BaseException:
             starting.result().close()
             raise
         text = starting.result()
-    info = engine.model_info
+    info, device, stats = engine.model_info, engine.device_info, engine.stats()
     context_length = info.context_length
     if settings.max_context_tokens:
         context_length = min(context_length, settings.max_context_tokens)
@@ -84,14 +94,53 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
         vocab_size=info.vocab_size,
         context_length=context_length,
         max_token_bytes=max(map(len, vocabulary), default=1),
-        weight_bytes=info.weight_bytes,
-        device="cpu",
+        device=device.id,
+        device_reason=reason,
+        device_name=device.name,
+        sm=device.sm,
+        cuda_runtime_version=device.runtime_version,
+        sizes={
+            "kv_tokens": stats.total_blocks * stats.block_tokens,
+            "max_batch_tokens": engine.options.max_batch_tokens,
+            "max_running_jobs": engine.options.max_running_jobs,
+            "weight_bytes": stats.weight_bytes,
+            "kv_bytes": stats.kv_bytes,
+            "workspace_bytes": stats.workspace_bytes,
+        },
         warnings=text.warnings,
     )
 
 
-def engine_options(settings: Settings) -> _native.EngineOptions:
+def _open_engine(
+    file: _native.GgufFile,
+    vocabulary: Sequence[bytes],
+    stop_token_ids: Sequence[int],
+    settings: Settings,
+    choice: DeviceChoice,
+    on_progress: Callable[[int], None],
+) -> tuple[_native.Engine, str]:
+    """The engine on the chosen device, or on the CPU where that is allowed; and why it is there."""
+
+    def open_on(device: str) -> _native.Engine:
+        return _native.Engine(file, vocabulary, stop_token_ids, engine_options(settings, device), on_progress)
+
+    try:
+        return open_on(choice.device), choice.reason
+    except _native.EngineError as error:
+        if error.code == "INSUFFICIENT_VRAM":
+            remedy = "; `--device cpu` computes in main memory" if choice.device != "cpu" else ""
+            raise TokenwireError("INSUFFICIENT_VRAM", f"{error} (model {file.path}){remedy}") from error
+        # Only a device can be unavailable: nothing was loaded yet.
+        if error.code != "UNAVAILABLE":
+            raise
+        if not choice.may_fall_back:
+            raise NoDeviceError(str(error)) from error
+        return open_on("cpu"), f"CUDA is not usable: {error}"
+
+
+def engine_options(settings: Settings, device: str = "cpu") -> _native.EngineOptions:
     options = _native.EngineOptions()
+    options.device = device
     options.num_threads = settings.num_threads
     options.kv_cache_bytes = settings.kv_cache_size_mb * MIB
     options.max_context_tokens = settings.max_context_tokens
@@ -103,4 +152,5 @@ def engine_options(settings: Settings) -> _native.EngineOptions:
     options.prefix_cache = settings.prefix_cache
     options.max_undelivered_tokens = settings.max_undelivered_tokens
     options.slow_reader_timeout_ms = settings.slow_reader_timeout_ms
+    options.faults = settings.fault_injection
     return options

@@ -76,7 +76,7 @@ def cancel_response(result: CancelResult) -> pb.CancelResponse:
 def health_response(state: WorkerState) -> pb.HealthResponse:
     """The worker's state, from memory."""
     response = pb.HealthResponse(
-        status=pb.HealthResponse.STATUS_HEALTHY if state.phase is Phase.READY else pb.HealthResponse.STATUS_UNHEALTHY,
+        status=_status(state),
         model=state.model,
         device=state.device,
         uptime_seconds=state.uptime_seconds,
@@ -93,12 +93,25 @@ def health_response(state: WorkerState) -> pb.HealthResponse:
     response.tokenizer_kind = facts.tokenizer_kind
     response.vocab_size = facts.vocab_size
     response.context_length = facts.context_length
-    response.resident = state.phase is not Phase.FAILED
+    response.resident = state.resident
+    response.sm = facts.sm
+    response.cuda_runtime_version = facts.cuda_runtime_version
+    response.device_name = facts.device_name
+    response.memory.weight_bytes = stats.weight_bytes
+    response.memory.kv_bytes = stats.kv_bytes
+    response.memory.workspace_bytes = stats.workspace_bytes
     if facts.device != "cpu":
         response.vram_bytes_used = stats.weight_bytes + stats.kv_bytes + stats.workspace_bytes
+    if state.residency_age_seconds is not None:
+        response.residency_age_seconds = state.residency_age_seconds
     response.pool_utilization = stats.used_blocks / stats.total_blocks if stats.total_blocks else 0.0
     response.active = stats.active_jobs
     response.queued = stats.queued_jobs
-    if state.phase is Phase.READY and response.pool_utilization > DEGRADED_POOL_UTILIZATION:
+    if response.status == pb.HealthResponse.STATUS_HEALTHY and response.pool_utilization > DEGRADED_POOL_UTILIZATION:
         response.status = pb.HealthResponse.STATUS_DEGRADED
     return response
+
+
+def _status(state: WorkerState) -> pb.HealthResponse.Status:
+    healthy = state.phase is Phase.READY and state.resident
+    return pb.HealthResponse.STATUS_HEALTHY if healthy else pb.HealthResponse.STATUS_UNHEALTHY

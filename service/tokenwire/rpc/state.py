@@ -26,7 +26,7 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What Health says about the loaded model; fields as in `HealthResponse`."""
+    """What Health says about the loaded model and its device; fields as in `HealthResponse`."""
 
     name: str
     quant_kind: str
@@ -34,6 +34,9 @@ class ModelFacts:
     vocab_size: int
     context_length: int
     device: str
+    device_name: str = ""
+    sm: int = 0
+    cuda_runtime_version: str = ""
 
 
 class Text(Protocol):
@@ -61,6 +64,7 @@ class WorkerState:
     Attributes:
         device: where the worker computes or will compute.
         model: the name reported before the model is loaded.
+        foreign_memory: what the last residency check found outside the device's memory; empty for nothing.
     """
 
     device: str = "cpu"
@@ -68,6 +72,8 @@ class WorkerState:
     phase: Phase = Phase.LOADING
     load_percent: int = 0
     serving: Serving | None = None
+    foreign_memory: str = ""
+    _residency_checked_at: float | None = None
     _started_at: float = field(default_factory=time.monotonic)
     _watchers: set[asyncio.Event] = field(default_factory=set)
 
@@ -79,8 +85,28 @@ class WorkerState:
         """Moves to a phase. A failed worker stays failed."""
         if self.phase is not Phase.FAILED and self.phase is not phase:
             self.phase = phase
-            for changed in self._watchers:
-                changed.set()
+            self._notify()
+
+    def note_residency(self, foreign_memory: str) -> None:
+        """Takes the result of a residency check."""
+        self._residency_checked_at = time.monotonic()
+        if foreign_memory != self.foreign_memory:
+            self.foreign_memory = foreign_memory
+            self._notify()
+
+    @property
+    def residency_age_seconds(self) -> int | None:
+        """Since the last residency check; None before the first."""
+        return None if self._residency_checked_at is None else int(time.monotonic() - self._residency_checked_at)
+
+    @property
+    def resident(self) -> bool:
+        """Whether all that the device computes from is known to lie in its memory."""
+        return self.serving is not None and self.phase is not Phase.FAILED and not self.foreign_memory
+
+    def _notify(self) -> None:
+        for changed in self._watchers:
+            changed.set()
 
     def watch(self) -> asyncio.Event:
         """An event that is set at every change of phase, until `unwatch`."""
@@ -116,5 +142,5 @@ class WorkerState:
         if service == "startup":
             return self.serving is not None and self.phase is not Phase.FAILED
         if service in ("", "readiness", SERVICE_NAME):
-            return self.phase is Phase.READY
+            return self.phase is Phase.READY and self.resident
         return None
