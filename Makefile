@@ -20,12 +20,13 @@ NATIVE_SOURCES := $(shell find native protos tests/native -name '*.h' -o -name '
 PACKAGE_INPUTS := pyproject.toml service/tokenwire/_version.py \
   $(shell find CMakeLists.txt native protos -type f)
 
-.PHONY: help setup demo test test-native lint format bench serve wheel sdist lock clean
+.PHONY: help setup demo test test-native test-deploy lint format bench serve wheel sdist lock clean
 
 help:
 	@echo 'make setup   create $(VENV), install the locked dependencies, build and install the package'
 	@echo 'make demo    serve a real model here and stream a haiku from it'
 	@echo 'make test    all tests: native, unit, service, end to end'
+	@echo 'make test-deploy   what deploy/ holds, run for real; needs haproxy and promtool'
 	@echo 'make lint    style, types, proto and shell checks'
 	@echo 'make bench   run the benchmarks'
 	@echo 'make serve   serve SmolLM2 on 127.0.0.1:50051 (MODEL=... for another model)'
@@ -58,6 +59,10 @@ test-native: $(DEPS_STAMP)
 	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DTOKENWIRE_TESTS=ON -DTOKENWIRE_PYTHON=OFF
 	$(BIN)/cmake --build build/native-tests
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
+
+# Debian: apt-get install haproxy prometheus
+test-deploy: setup
+	$(BIN)/python -m pytest -m deploy
 
 lint: $(DEPS_STAMP) $(STUBS_STAMP)
 	$(BIN)/ruff check .
