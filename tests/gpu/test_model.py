@@ -84,6 +84,14 @@ def test_cpu_and_gpu_agree_on_odd_shapes(tmp_path: Path, shape: dict[str, Any]) 
     check_agreement(model.path, model.vocab_size)
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "Q8_0", "Q4_K"])
+def test_cpu_and_gpu_agree_on_qwen2(tmp_path: Path, dtype: str) -> None:
+    """Biases of q, k and v, and rotation of half-split pairs, with seven query heads to a KV head."""
+    shape: dict[str, Any] = {"n_embd": 512, "n_heads": 14, "n_kv_heads": 2, "head_dim": 64, "n_ff": 768}
+    model = tiny_llama(tmp_path / "model.gguf", architecture="qwen2", dtype=dtype, context=512, rope_base=1e6, **shape)
+    check_agreement(model.path, model.vocab_size)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 8])
 def test_logits_do_not_depend_on_company_or_chunks(tmp_path: Path, kv_heads: int) -> None:
     model = tiny_llama(
@@ -282,7 +290,10 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_pool_that_cannot_fit_names_required_and_available(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model.gguf")
-    with pytest.raises(_native.EngineError, match=r"the KV pool need .* cuda:0 has") as error:
+    with pytest.raises(
+        _native.EngineError,
+        match=r"the KV pool does not fit: required 1099511627776 bytes, available \d+ bytes on cuda:0",
+    ) as error:
         _native.Runner(_native.GgufFile(str(model.path)), options("cuda", kv_cache_bytes=1 << 40))
     assert error.value.code == "INSUFFICIENT_VRAM"
     # The device is none the worse for it.

@@ -48,9 +48,16 @@ class RealWorker:
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def device() -> str:
+    """Where the model computes; tests/gpu runs this file's tests with another."""
+    return "cpu"
+
+
+@pytest.fixture(scope="module")
+def model(device: str) -> Any:
     path = resolve("smollm2", fetch=True)
-    settings = load_settings({"model": str(path), "num_threads": 2, "max_context_tokens": 2048}, environ={})
+    flags = {"model": str(path), "device": device, "num_threads": 2, "max_context_tokens": 2048}
+    settings = load_settings(flags, environ={})
     loaded = load_model(settings, lambda percent: None)
     yield loaded
     loaded.native.stop()
@@ -63,7 +70,7 @@ async def real(model: LoadedModel) -> AsyncIterator[RealWorker]:
     engine.attach()
     limits = Limits(32768, 64, 0, 2048, model.vocab_size, model.context_length, model.max_token_bytes)
     facts = ModelFacts(
-        model.name, model.quant_kind, model.tokenizer_kind, model.vocab_size, model.context_length, "cpu"
+        model.name, model.quant_kind, model.tokenizer_kind, model.vocab_size, model.context_length, model.device
     )
     state = WorkerState(serving=Serving(engine, model.text, limits, facts), phase=Phase.READY)
     with ThreadPoolExecutor(2) as pool:

@@ -13,6 +13,8 @@ import pytest
 from google.rpc import code_pb2, error_details_pb2
 
 from scripted_worker import Worker, refuse, running_worker
+from tokenwire.bench.fleet import FleetError, run_fleet
+from tokenwire.bench.plan import Plan
 from tokenwire.cli.main import main
 from tokenwire.v1 import inference_pb2 as pb
 
@@ -145,3 +147,22 @@ def test_the_plot_is_written_and_a_bad_path_is_one_line(run: Run, tmp_path: Path
 def test_wrong_usage_exits_with_2(run: Run) -> None:
     for arguments in (["--requests", "0"], ["--rate", "0"], ["--concurrency", "0"], ["--max-tokens", "0"]):
         assert run(*arguments)[0] == 2
+
+
+def test_several_processes_share_the_requests(run: Run, worker: Worker, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    arguments = ("--requests", "7", "--concurrency", "4", "--warmup", "2", "--seed", "1", "--processes", "2")
+    code, out, _ = run(*arguments, "--json", str(file))
+    assert code == 0
+    assert "7 answers, 21 tokens in " in out
+    report = json.loads(file.read_text())
+    assert report["plan"]["processes"] == 2
+    assert len(report["requests"]) == 7
+    sent = [tuple(request.prompt_tokens.ids) for request in worker.requests]
+    assert len(set(sent)) == 9  # every prompt is sent once, the warm-up's too
+
+
+def test_a_process_that_fails_is_named(worker: Worker) -> None:
+    plan = Plan(worker.target, 2, 2, None, 5, 4, 0.0, 0, 1, (), 1, None, processes=2)
+    with pytest.raises(FleetError, match="ValueError"):
+        run_fleet(plan, vocab_size=0)

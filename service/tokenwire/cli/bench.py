@@ -17,34 +17,14 @@ from rich.table import Table
 
 from tokenwire import __version__
 from tokenwire.bench.chart import render_svg
-from tokenwire.bench.load import Record, closed_loop, num_connections, open_loop, poisson_offsets, random_prompt
+from tokenwire.bench.fleet import FleetError, run_fleet
+from tokenwire.bench.load import Record, num_connections
+from tokenwire.bench.plan import Plan, run_share
 from tokenwire.bench.summary import Distribution, Summary
-from tokenwire.bench.worker import WorkerLoad
 from tokenwire.cli import options
 from tokenwire.cli.output import CliError, ExitCode, note, print_rpc_error, printable
 from tokenwire.client import AsyncClient, HealthReport, TokenwireRpcError
 from tokenwire.client.request import DEFAULT_TARGET
-
-# Prompts of the warm-up have numbers that no measured request has.
-WARM_UP_FROM = 2**32
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What to send. `rate` in requests a second makes it an open loop; without it `concurrency` clients wait."""
-
-    target: str
-    requests: int
-    concurrency: int
-    rate: float | None
-    prompt_tokens: int
-    max_tokens: int
-    temperature: float
-    warm_up: int
-    connections: int
-    ban_tokens: tuple[int, ...]
-    seed: int
-    timeout_s: float | None
 
 
 def bench(
@@ -64,6 +44,9 @@ def bench(
     connections: Annotated[
         int, typer.Option(help="Connections that share the streams; 0: one for 50 streams.", min=0, max=1000)
     ] = 0,
+    processes: Annotated[
+        int, typer.Option(help="Client processes that share the load, for more streams than one can read.", min=1)
+    ] = 1,
     ban_token: Annotated[
         list[int] | None,
         typer.Option(help="Never generate this id; ban the end of answer for answers of equal length.", min=0),
@@ -103,9 +86,16 @@ def bench(
         ban_tokens=tuple(ban_token or ()),
         seed=secrets.randbits(32) if seed is None else seed,
         timeout_s=timeout,
+        processes=min(processes, requests, concurrency),
     )
     try:
-        worker, records = asyncio.run(_measure(plan))
+        worker = asyncio.run(_ask(plan))
+        if plan.processes > 1:
+            records = run_fleet(plan, worker.vocab_size)
+        else:
+            records = asyncio.run(run_share(plan, worker.vocab_size, 0, lambda: None))
+    except FleetError as error:
+        raise CliError(str(error)) from error
     except TokenwireRpcError as error:
         print_rpc_error(error, target)
         raise typer.Exit(ExitCode.FAILED) from None
@@ -121,7 +111,12 @@ def bench(
         raise CliError(f"no request completed: {codes}")
 
 
-async def _measure(plan: Plan) -> tuple[HealthReport, list[Record]]:
+async def _ask(plan: Plan) -> HealthReport:
+    """The worker's facts.
+
+    Raises:
+        CliError: it is not ready, or its context is too short for the plan.
+    """
     async with AsyncClient(plan.target) as client:
         worker = await client.health()
     if worker.phase != "ready":
@@ -133,24 +128,7 @@ async def _measure(plan: Plan) -> tuple[HealthReport, list[Record]]:
             "lower --prompt-tokens or --max-tokens",
             ExitCode.USAGE,
         )
-
-    def prompt(number: int) -> list[int]:
-        return random_prompt(number, plan.prompt_tokens, worker.vocab_size, plan.seed)
-
-    load = WorkerLoad(
-        plan.target,
-        connections=plan.connections,
-        prompts=prompt,
-        max_tokens=plan.max_tokens,
-        temperature=plan.temperature,
-        banned_ids=plan.ban_tokens,
-        timeout_s=plan.timeout_s,
-    )
-    async with load:
-        await closed_loop(lambda number: load.send(WARM_UP_FROM + number), plan.warm_up, plan.concurrency)
-        if plan.rate is None:
-            return worker, await closed_loop(load.send, plan.requests, plan.concurrency)
-        return worker, await open_loop(load.send, poisson_offsets(plan.requests, plan.rate, plan.seed))
+    return worker
 
 
 def _title(worker: HealthReport) -> str:
