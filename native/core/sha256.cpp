@@ -62,10 +62,8 @@ void Sha256::update(const void* data, size_t num_bytes) {
 Sha256::Digest Sha256::digest() const {
   Sha256 copy = *this;
   const uint64_t num_bits = num_bytes_ * 8;
-  const uint8_t one = 0x80;
-  const uint8_t zero = 0;
-  copy.update(&one, 1);
-  while (copy.num_bytes_ % 64 != 56) copy.update(&zero, 1);
+  constexpr std::array<uint8_t, 64> kPadding = {0x80};
+  copy.update(kPadding.data(), 1 + (119 - num_bytes_ % 64) % 64);
   std::array<uint8_t, 8> length;
   for (size_t i = 0; i < 8; ++i) length[i] = static_cast<uint8_t>(num_bits >> (56 - 8 * i));
   copy.update(length.data(), length.size());

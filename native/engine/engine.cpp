@@ -374,10 +374,6 @@ void Engine::handle_token(Job* job, SampleResult* result) {
   ++counters_.num_generated_tokens;
   Sequence& sequence = job->sequence;
   sequence.tokens.push_back(result->id);
-  const auto id = static_cast<uint32_t>(result->id);
-  const uint8_t little_endian[4] = {static_cast<uint8_t>(id), static_cast<uint8_t>(id >> 8),
-                                    static_cast<uint8_t>(id >> 16), static_cast<uint8_t>(id >> 24)};
-  job->ids_hash.update(little_endian, sizeof little_endian);
   if (job->spec.sampling.has_penalties()) {
     const auto known = std::find_if(job->generated.begin(), job->generated.end(),
                                     [&](const TokenCount& token) { return token.id == result->id; });
@@ -387,7 +383,7 @@ void Engine::handle_token(Job* job, SampleResult* result) {
       job->generated.push_back({result->id, 1});
     }
   }
-  if (job->add_token(*result, job->text.push(vocabulary_[id]))) notify(job->handle());
+  if (job->add_token(*result, job->text.push(vocabulary_[static_cast<size_t>(result->id)]))) notify(job->handle());
   if (job->text.stopped()) {
     complete(job, StopReason::kStopSequence, "");
   } else if (sequence.num_tokens() == sequence.max_total_tokens) {
@@ -438,7 +434,6 @@ void Engine::end_job(Job* job, Outcome outcome, std::string rest) {
     num_queued_tokens_ -= job->sequence.num_prompt_tokens;
   }
   outcome.metrics = metrics_of(*job);
-  outcome.digest = job->ids_hash.hex();
   const uint64_t handle = job->handle();
   if (job->finish(std::move(outcome), std::move(rest))) notify(handle);
   jobs_.erase(handle);

@@ -64,6 +64,9 @@ class Message {
 // Numbers of ExecuteEvent's oneof.
 enum : uint32_t { kStarted = 1, kToken = 2, kMetrics = 3, kEnd = 4 };
 
+// Of the stream's digest, a token event carries this many leading characters: 64 bits, beside the 256 of `end`.
+constexpr size_t kTokenDigestChars = 16;
+
 std::string wrap(uint32_t kind, Message* inner) {
   Message event;
   event.nested(kind, inner->take());
@@ -111,6 +114,7 @@ std::string encode(const TokenEvent& event, const std::vector<std::string>& voca
     }
     message.nested(4, entry.take());
   }
+  message.bytes(5, event.stream_hash.hex().substr(0, kTokenDigestChars));
   return wrap(kToken, &message);
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/sampling.h"
+#include "core/sha256.h"
 
 namespace tw {
 
@@ -20,12 +21,13 @@ struct StartedEvent {
   uint32_t cached_tokens = 0;
 };
 
-// Waiting tokens of one stream, merged.
+// Tokens of one stream whose text is sent together.
 struct TokenEvent {
   std::string text;
   uint32_t first_index = 0;
   std::vector<uint32_t> ids;
   std::vector<SampleResult> logprobs;  // one an id, or empty
+  Sha256 stream_hash;                  // over all ids of the stream, to the end of this event
 };
 
 struct MetricsEvent {

@@ -20,19 +20,20 @@ bool Job::mark_ready() { return !std::exchange(reported_ready_, true); }
 
 Taken Job::take(const std::vector<std::string>& vocabulary) {
   Taken taken;
-  TokenEvent tokens;
+  std::vector<TokenEvent> tokens;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     reported_ready_ = false;
     if (outcome_taken_) return taken;
     if (!started_.empty()) taken.messages.push_back(std::exchange(started_, {}));
     tokens = std::exchange(pending_, {});
+    num_pending_tokens_ = 0;
     if (outcome_) {
       taken.outcome = outcome_;
       outcome_taken_ = true;
     }
   }
-  if (!tokens.ids.empty()) taken.messages.push_back(encode(tokens, vocabulary));
+  for (const TokenEvent& event : tokens) taken.messages.push_back(encode(event, vocabulary));
   if (taken.outcome) {
     const Outcome& outcome = *taken.outcome;
     taken.messages.push_back(encode(outcome.metrics));
@@ -53,7 +54,8 @@ uint32_t Job::cancel() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!outcome_) {
     cancel_requested_.store(true, std::memory_order_relaxed);
-    pending_ = {};
+    pending_.clear();
+    num_pending_tokens_ = 0;
     unreleased_.clear();
   }
   return num_tokens_out();
@@ -70,15 +72,26 @@ bool Job::start(StartedEvent event) {
   return mark_ready();
 }
 
-void Job::release_waiting() {
-  if (unreleased_.empty()) return;
-  if (pending_.ids.empty()) pending_.first_index = next_index_;
+void Job::release_waiting(const std::string& released) {
+  if (unreleased_.empty()) return;  // then there is no text either: it came with the last tokens
+  if (pending_.empty() || spec.separate_events) {
+    pending_.emplace_back();
+    pending_.back().first_index = next_index_;
+  }
+  TokenEvent& event = pending_.back();
   next_index_ += static_cast<uint32_t>(unreleased_.size());
+  num_pending_tokens_ += static_cast<int32_t>(unreleased_.size());
   for (SampleResult& result : unreleased_) {
-    pending_.ids.push_back(static_cast<uint32_t>(result.id));
-    if (spec.sampling.num_logprobs >= 0) pending_.logprobs.push_back(std::move(result));
+    const auto id = static_cast<uint32_t>(result.id);
+    const uint8_t little_endian[4] = {static_cast<uint8_t>(id), static_cast<uint8_t>(id >> 8),
+                                      static_cast<uint8_t>(id >> 16), static_cast<uint8_t>(id >> 24)};
+    released_hash_.update(little_endian, sizeof little_endian);
+    event.ids.push_back(id);
+    if (spec.sampling.num_logprobs >= 0) event.logprobs.push_back(std::move(result));
   }
   unreleased_.clear();
+  event.text += released;
+  event.stream_hash = released_hash_;
 }
 
 bool Job::add_token(const SampleResult& result, std::string released) {
@@ -87,8 +100,7 @@ bool Job::add_token(const SampleResult& result, std::string released) {
   if (cancel_requested()) return false;
   unreleased_.push_back(result);
   if (released.empty()) return false;
-  release_waiting();
-  pending_.text += released;
+  release_waiting(released);
   return mark_ready();
 }
 
@@ -96,16 +108,16 @@ bool Job::finish(Outcome outcome, std::string rest) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (outcome_) return false;
   if (!cancel_requested()) {
-    release_waiting();
-    pending_.text += rest;
+    release_waiting(rest);
   }
+  outcome.digest = released_hash_.hex();
   outcome_ = std::move(outcome);
   return mark_ready();
 }
 
 int32_t Job::num_undelivered() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return static_cast<int32_t>(pending_.ids.size());
+  return num_pending_tokens_;
 }
 
 }  // namespace tw

@@ -32,6 +32,7 @@ struct JobSpec {
   int64_t timeout_ms = 0;  // 0 for none
   std::string cache_salt;
   int32_t priority = 0;
+  bool separate_events = false;  // text that was released on its own stays an event of its own, also while it waits
 };
 
 struct Outcome {
@@ -75,7 +76,6 @@ class Job {
   Sequence sequence;
   TextOutput text;
   std::vector<TokenCount> generated;  // kept only if penalties need it
-  Sha256 ids_hash;
   Clock::time_point submitted_at;
   std::optional<Clock::time_point> deadline;
   std::optional<Clock::time_point> admitted_at;
@@ -85,7 +85,8 @@ class Job {
 
  private:
   bool mark_ready();
-  void release_waiting();
+  // Moves the tokens whose text was held back into pending_, with the text.
+  void release_waiting(const std::string& released);
 
   const uint64_t handle_;
   std::atomic<uint32_t> num_tokens_out_{0};
@@ -94,9 +95,11 @@ class Job {
   mutable std::mutex mutex_;
   bool reported_ready_ = false;
   std::string started_;                   // serialised, until taken
-  TokenEvent pending_;                    // may be sent
+  std::vector<TokenEvent> pending_;       // may be sent; one event, unless the job wants them separate
+  int32_t num_pending_tokens_ = 0;        // in pending_
   std::vector<SampleResult> unreleased_;  // tokens whose text is held back
   uint32_t next_index_ = 0;               // of the first token not yet in pending_
+  Sha256 released_hash_;                  // over the ids of all tokens before next_index_
   std::optional<Outcome> outcome_;
   bool outcome_taken_ = false;
 };

@@ -219,7 +219,7 @@ class Job:
     def take(self) -> tuple[list[bytes], Outcome | None]:
         """Everything that waits, as serialised `tokenwire.v1.ExecuteEvent` messages, and the outcome once there is one.
 
-        Waiting tokens travel in one `token` event. With the outcome comes the `metrics` event, and for a completed job
+        Waiting tokens travel in one `token` event, unless the job asked for separate ones. With the outcome comes the `metrics` event, and for a completed job
         the `end` event, as the last messages; for a failed one the `error` event is the caller's to build. Once the
         outcome was returned, further calls return `([], None)`.
         """
@@ -280,6 +280,7 @@ class Engine:
         seed: int,
         timeout_ms: int,
         cache_salt: bytes,
+        separate_events: bool = False,
     ) -> Job:
         """Queues a job. Its first event is `started`.
 
@@ -289,6 +290,8 @@ class Engine:
             logprobs: alternatives a token, or -1 for no log-probabilities.
             timeout_ms: from now to INFERENCE_TIMEOUT; 0 for none.
             cache_salt: prefix-cache entries are shared only between jobs of the same salt.
+            separate_events: tokens that were ready at different times are never merged into one event, so that where
+                events begin and end depends on the request alone.
 
         Raises:
             EngineError: OVERLOADED, KV_CAPACITY, CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST, or UNAVAILABLE once stopped.

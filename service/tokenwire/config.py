@@ -78,6 +78,16 @@ class Settings(BaseModel):
         30_000, ge=0, le=86_400_000, description="how long a paused job waits for its reader, milliseconds"
     )
 
+    resume_grace_seconds: float = Field(
+        60.0, gt=0, le=86400, description="how long a detached job is kept with nobody reading it, seconds"
+    )
+    resume_job_bytes: int = Field(
+        4 * 2**20, ge=65536, le=2**31, description="most that is kept of one detached job's events, bytes"
+    )
+    resume_total_bytes: int = Field(
+        64 * 2**20, ge=65536, le=2**40, description="most that is kept of all detached jobs' events, bytes"
+    )
+
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="how long running jobs may finish at shutdown, seconds"
     )
@@ -123,7 +133,9 @@ class Settings(BaseModel):
         "auto", description="json, console, or auto: console on a terminal, json elsewhere"
     )
 
-    @field_validator("inference_timeout_sec", "drain_seconds", "watchdog_seconds", "residency_check_sec")
+    @field_validator(
+        "inference_timeout_sec", "resume_grace_seconds", "drain_seconds", "watchdog_seconds", "residency_check_sec"
+    )
     @classmethod
     def _finite(cls, value: float) -> float:
         if value != value or value in (float("inf"), float("-inf")):

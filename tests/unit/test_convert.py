@@ -22,9 +22,15 @@ def test_unset_fields_are_none_and_zeros_are_zeros() -> None:
 
 def test_every_sampling_field_of_the_message_is_read() -> None:
     numbers = {field.name for field in pb.ExecuteRequest.DESCRIPTOR.fields if field.has_presence}
-    numbers -= {"prompt", "prompt_tokens", "chat"}
-    request = pb.ExecuteRequest(**dict.fromkeys(numbers, 1), stop=["x"], logit_bias={1: 2.0})
+    numbers -= {"prompt", "prompt_tokens", "chat", "attach_token"}
+    request = pb.ExecuteRequest(
+        **dict.fromkeys(numbers, 1),
+        stop=["x"],
+        logit_bias={1: 2.0},
+        attach_token="t",  # noqa: S106
+    )
     raw = raw_request(request, LIMITS)
+    assert raw.attach_token == "t"
     assert {name for name in numbers if getattr(raw, name) == 1} == numbers
     assert (list(raw.stop), dict(raw.logit_bias)) == (["x"], {1: 2.0})
 

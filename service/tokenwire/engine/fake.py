@@ -3,6 +3,7 @@ outcomes, handles and the wake-up descriptor, and computes nothing."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import threading
@@ -99,7 +100,7 @@ class FakeJob:
             self.produced += 1
         if self.produced == len(self.tokens):
             reason = "max_tokens" if self.produced == self.spec["max_tokens"] else "eos"
-            self.finish(FakeOutcome(stop_reason=reason, digest="0" * 64))
+            self.finish(FakeOutcome(stop_reason=reason, digest=self._digest(self.produced)))
         self.engine.wake(self)
 
     def finish(self, outcome: FakeOutcome) -> None:
@@ -123,9 +124,10 @@ class FakeJob:
         if not self._started_taken:
             self._started_taken = True
             messages.append(field_bytes(1, self._started()))
-        if self.delivered < self.produced and not self.cancelled.is_set():
-            messages.append(field_bytes(2, self._token()))
-            self.delivered = self.produced
+        while self.delivered < self.produced and not self.cancelled.is_set():
+            until = self.delivered + 1 if self.spec["separate_events"] else self.produced
+            messages.append(field_bytes(2, self._token(until)))
+            self.delivered = until
         outcome = self._outcome
         if outcome is not None:
             self._outcome_taken = True
@@ -144,10 +146,19 @@ class FakeJob:
             + field_varint(5, len(spec["prompt_ids"]))
         )
 
-    def _token(self) -> bytes:
-        text = "".join(self.tokens[self.delivered : self.produced])
-        ids = b"".join(varint(i) for i in range(self.delivered, self.produced))
-        return field_bytes(1, text.encode()) + field_varint(2, self.delivered) + field_bytes(3, ids)
+    def _token(self, until: int) -> bytes:
+        text = "".join(self.tokens[self.delivered : until])
+        ids = b"".join(varint(i) for i in range(self.delivered, until))
+        return (
+            field_bytes(1, text.encode())
+            + field_varint(2, self.delivered)
+            + field_bytes(3, ids)
+            + field_bytes(5, self._digest(until)[:16].encode())
+        )
+
+    @staticmethod
+    def _digest(num_tokens: int) -> str:
+        return hashlib.sha256(struct.pack(f"<{num_tokens}I", *range(num_tokens))).hexdigest()
 
     def _metrics(self, outcome: FakeOutcome) -> bytes:
         return (

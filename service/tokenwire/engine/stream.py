@@ -12,6 +12,7 @@ from tokenwire.engine.native import NativeEngine, NativeJob, NativeOutcome
 from tokenwire.errors import TokenwireError, from_engine_error, from_outcome
 
 # First byte of a serialised ExecuteEvent: the field number of its oneof, length-delimited.
+STARTED_TAG = 1 << 3 | 2
 TOKEN_TAG = 2 << 3 | 2
 METRICS_TAG = 3 << 3 | 2
 END_TAG = 4 << 3 | 2
@@ -41,6 +42,7 @@ class JobSpec:
     stop: Sequence[bytes] = ()
     timeout_ms: int = 0
     cache_salt: bytes = b""
+    separate_events: bool = False
 
 
 class CancelOutcome(enum.Enum):
@@ -117,6 +119,7 @@ class JobStream:
                 seed=spec.seed,
                 timeout_ms=spec.timeout_ms,
                 cache_salt=spec.cache_salt,
+                separate_events=spec.separate_events,
             )
         except Exception as error:
             if not hasattr(error, "code"):

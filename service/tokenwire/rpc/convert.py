@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from tokenwire.engine import CancelOutcome, CancelResult
 from tokenwire.errors import TokenwireError
@@ -53,6 +54,8 @@ def raw_request(request: pb.ExecuteRequest, limits: Limits) -> RawRequest:
         if kind == "chat"
         else None,
         stop=list(request.stop[: MAX_STOPS + 1]),
+        detach=request.detach,
+        attach_token=request.attach_token if request.HasField("attach_token") else None,
         logit_bias=dict(itertools.islice(request.logit_bias.items(), MAX_LOGIT_BIASES + 1)),
         **numbers,  # type: ignore[arg-type]
     )
@@ -67,6 +70,29 @@ def error_event(error: TokenwireError) -> bytes:
 def empty_metrics_event(num_prompt_tokens: int) -> bytes:
     """A serialised `metrics` event for a job that the engine never summed up."""
     return pb.ExecuteEvent(metrics=pb.Metrics(tokens_in=num_prompt_tokens)).SerializeToString()
+
+
+def with_attach_token(started_event: bytes, token: str) -> bytes:
+    """A serialised `started` event that also carries the job's attach token."""
+    event = pb.ExecuteEvent.FromString(started_event)
+    event.started.attach_token = token
+    return event.SerializeToString()
+
+
+def token_span(token_event: bytes) -> tuple[int, int]:
+    """Index of the first token in a serialised `token` event, and how many it holds."""
+    token = pb.ExecuteEvent.FromString(token_event).token
+    return token.i, len(token.ids)
+
+
+def merged_token_event(token_events: Sequence[bytes]) -> bytes:
+    """One serialised `token` event in place of several that follow each other."""
+    tokens = [pb.ExecuteEvent.FromString(event).token for event in token_events]
+    merged = pb.Token(t="".join(token.t for token in tokens), i=tokens[0].i, digest=tokens[-1].digest)
+    for token in tokens:
+        merged.ids.extend(token.ids)
+        merged.logprobs.extend(token.logprobs)
+    return pb.ExecuteEvent(token=merged).SerializeToString()
 
 
 def cancel_response(result: CancelResult) -> pb.CancelResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import functools
 import hashlib
 import math
@@ -20,8 +21,10 @@ from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.observe.logging import bind_context, get_logger
 from tokenwire.rpc import convert
 from tokenwire.rpc.boundary import Context
+from tokenwire.rpc.detached import DetachedJobs, DetachLimits
+from tokenwire.rpc.principal import PRINCIPAL
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
-from tokenwire.rpc.validate import RawRequest, check_job_id, check_request, fit_context
+from tokenwire.rpc.validate import RawRequest, check_attach, check_job_id, check_request, fit_context
 from tokenwire.text.errors import TextError
 from tokenwire.v1 import inference_pb2 as pb
 
@@ -35,12 +38,16 @@ class InferenceServicer:
         state: the worker's.
         pool: threads for tokenising, which must not hold up the loop.
         inference_timeout_sec: longest a job may take, from its arrival.
+        detach_limits: bounds of the jobs that outlive their calls.
     """
 
-    def __init__(self, state: WorkerState, pool: Executor, inference_timeout_sec: float) -> None:
+    def __init__(
+        self, state: WorkerState, pool: Executor, inference_timeout_sec: float, detach_limits: DetachLimits
+    ) -> None:
         self._state = state
         self._pool = pool
         self._inference_timeout_sec = inference_timeout_sec
+        self._detached = DetachedJobs(detach_limits)
 
     async def execute(self, request: pb.ExecuteRequest, context: Context) -> AsyncGenerator[bytes, None]:
         """Yields serialised events. Raises TokenwireError for a refusal, and after an `error` event."""
@@ -50,12 +57,26 @@ class InferenceServicer:
         check = functools.partial(check_request, raw, serving.limits, serving.text.count_tokens)
         await self._in_pool(check) if raw.stop else check()
         # The id is live before the prompt is tokenised, so that Cancel and duplicates meet it from here on.
-        with serving.engine.open(raw.job_id) as stream:
+        with contextlib.ExitStack() as resources:
+            stream = resources.enter_context(serving.engine.open(raw.job_id))
             bind_context(job_id=raw.job_id, model=serving.facts.name, device=serving.facts.device)
             prompt_ids = await self._encode(serving, raw)
             spec = self._spec(serving, raw, prompt_ids, arrived, context)
             serving.engine.start(stream, spec)
             _log_start(spec)
+            if raw.detach:
+                replay = self._detached.keep(
+                    stream,
+                    resources.pop_all(),
+                    token=raw.attach_token or secrets.token_urlsafe(),
+                    owner=PRINCIPAL.get(),
+                    num_prompt_tokens=len(prompt_ids),
+                    log_end=_log_end,
+                )
+                async with contextlib.aclosing(replay.read(0)) as events:
+                    async for message in events:
+                        yield message
+                return
             ending = ""
             try:
                 async for message in stream:
@@ -72,12 +93,25 @@ class InferenceServicer:
                 ending = ending or ("INFERENCE_TIMEOUT" if _is_past_deadline(context) else "DISCONNECTED")
                 _log_end(stream, ending, time.monotonic() - arrived)
 
+    async def attach(self, request: pb.AttachRequest, context: Context) -> AsyncGenerator[bytes, None]:
+        """Yields the serialised events of a detached job. Raises TokenwireError as `execute` does."""
+        check_attach(request.job_id, request.attach_token)
+        bind_context(job_id=request.job_id)
+        job = self._detached.attach(request.job_id, request.attach_token, PRINCIPAL.get(), request.from_index)
+        get_logger().info("attach", from_index=request.from_index)
+        async with contextlib.aclosing(job) as events:
+            async for message in events:
+                yield message
+
     async def cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
         check_job_id(request.job_id)
         bind_context(job_id=request.job_id)
         if self._state.serving is None:
             return pb.CancelResponse(outcome=pb.CancelResponse.OUTCOME_NOT_FOUND)
-        result = await self._state.serving.engine.cancel(request.job_id)
+        # Those who read a detached job have its tokens from its record, and not from the engine.
+        _, result = await asyncio.gather(
+            self._detached.cancel(request.job_id), self._state.serving.engine.cancel(request.job_id)
+        )
         log = get_logger().warning if result.outcome is CancelOutcome.NOT_FOUND else get_logger().info
         log("cancel", outcome=result.outcome.value, tokens_out=result.tokens_out)
         return convert.cancel_response(result)
@@ -131,17 +165,20 @@ class InferenceServicer:
             logit_bias=raw.logit_bias,
             logprobs=-1 if raw.logprobs is None else raw.logprobs,
             stop=[stop.encode() for stop in raw.stop],
-            timeout_ms=self._timeout_ms(arrived, context),
+            timeout_ms=self._timeout_ms(raw, arrived, context),
+            separate_events=raw.detach,
         )
 
-    def _timeout_ms(self, arrived: float, context: Context) -> int:
-        """What is left of the worker's timeout and of the call's deadline, whichever is less.
+    def _timeout_ms(self, raw: RawRequest, arrived: float, context: Context) -> int:
+        """What is left of the worker's timeout and of the call's deadline, whichever is less; milliseconds.
+
+        A detached job outlives its call, and so its call's deadline.
 
         Raises:
             TokenwireError: INFERENCE_TIMEOUT if nothing is left.
         """
         left_s = self._inference_timeout_sec - (time.monotonic() - arrived)
-        deadline_s = _time_remaining(context)
+        deadline_s = None if raw.detach else _time_remaining(context)
         if deadline_s is not None:
             left_s = min(left_s, deadline_s)
         if left_s <= 0:
@@ -154,6 +191,9 @@ def add_inference(server: grpc.aio.Server, servicer: InferenceServicer) -> None:
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Execute": grpc.unary_stream_rpc_method_handler(
             servicer.execute, request_deserializer=pb.ExecuteRequest.FromString, response_serializer=None
+        ),
+        "Attach": grpc.unary_stream_rpc_method_handler(
+            servicer.attach, request_deserializer=pb.AttachRequest.FromString, response_serializer=None
         ),
         "Cancel": grpc.unary_unary_rpc_method_handler(
             servicer.cancel,

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from tokenwire.config import Settings
 from tokenwire.rpc.boundary import Boundary
+from tokenwire.rpc.detached import DetachLimits
 from tokenwire.rpc.health import HealthServicer, add_health
 from tokenwire.rpc.inference import InferenceServicer, add_inference
 from tokenwire.rpc.reflection import add_reflection
@@ -30,7 +31,13 @@ def build_server(settings: Settings, state: WorkerState, pool: Executor) -> grpc
         pool: threads for tokenising.
     """
     server = grpc.aio.server(interceptors=(Boundary(),), options=transport_options(settings))
-    add_inference(server, InferenceServicer(state, pool, settings.inference_timeout_sec))
+    detach_limits = DetachLimits(
+        grace_s=settings.resume_grace_seconds,
+        job_bytes=settings.resume_job_bytes,
+        total_bytes=settings.resume_total_bytes,
+        slow_reader_s=settings.slow_reader_timeout_ms / 1000,
+    )
+    add_inference(server, InferenceServicer(state, pool, settings.inference_timeout_sec, detach_limits))
     add_health(server, HealthServicer(state))
     files = (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
     add_reflection(server, cast(tuple[FileDescriptor, ...], files))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 
 JOB_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+ATTACH_TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
 ROLES = ("system", "user", "assistant")
 MAX_STOPS = 4
 MAX_STOP_TOKENS = 32
@@ -98,6 +99,8 @@ class RawRequest:
     seed: int | None = None
     stop: Sequence[str] = ()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    detach: bool = False
+    attach_token: str | None = None
 
 
 def check_request(request: RawRequest, limits: Limits, count_tokens: Callable[[str], int]) -> None:
@@ -115,6 +118,7 @@ def check_request(request: RawRequest, limits: Limits, count_tokens: Callable[[s
         *_check_numbers(request, limits),
         *_check_stops(request.stop, limits, count_tokens),
         *_check_logit_bias(request.logit_bias, limits),
+        *_check_detach(request),
     ]
     if violations:
         raise invalid_request(violations)
@@ -127,6 +131,17 @@ def check_job_id(job_id: str) -> None:
         TokenwireError: INVALID_REQUEST.
     """
     violations = list(_check_job_id(job_id))
+    if violations:
+        raise invalid_request(violations)
+
+
+def check_attach(job_id: str, attach_token: str) -> None:
+    """What Attach carries.
+
+    Raises:
+        TokenwireError: INVALID_REQUEST.
+    """
+    violations = [*_check_job_id(job_id), *_check_attach_token(attach_token)]
     if violations:
         raise invalid_request(violations)
 
@@ -176,6 +191,19 @@ def _check_job_id(job_id: str) -> Iterator[FieldViolation]:
     if not JOB_ID_PATTERN.fullmatch(job_id):
         message = "must be 1 to 128 characters of A-Z, a-z, 0-9, '.', '_', ':' or '-'"
         yield FieldViolation("job_id", "PATTERN", f"pattern({JOB_ID_PATTERN.pattern})", message)
+
+
+def _check_attach_token(token: str) -> Iterator[FieldViolation]:
+    if not ATTACH_TOKEN_PATTERN.fullmatch(token):
+        message = "must be 16 to 128 characters of A-Z, a-z, 0-9, '_' or '-'"
+        yield FieldViolation("attach_token", "PATTERN", f"pattern({ATTACH_TOKEN_PATTERN.pattern})", message)
+
+
+def _check_detach(request: RawRequest) -> Iterator[FieldViolation]:
+    if request.attach_token is not None:
+        if not request.detach:
+            yield FieldViolation("attach_token", "REQUIRES", "requires(detach)", "has no meaning without detach")
+        yield from _check_attach_token(request.attach_token)
 
 
 def _check_input(request: RawRequest, limits: Limits) -> Iterator[FieldViolation]:
