@@ -30,7 +30,7 @@ def test_every_sampling_field_of_the_message_is_read() -> None:
         attach_token="t",  # noqa: S106
     )
     raw = raw_request(request, LIMITS)
-    assert raw.attach_token == "t"
+    assert raw.attach_token == "t"  # noqa: S105
     assert {name for name in numbers if getattr(raw, name) == 1} == numbers
     assert (list(raw.stop), dict(raw.logit_bias)) == (["x"], {1: 2.0})
 
