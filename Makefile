@@ -100,7 +100,7 @@ sdist: $(DEPS_STAMP)
 
 # Needs uv (https://docs.astral.sh/uv).
 lock:
-	uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.10 --extra hub \
+	uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.10 --extra hub --extra otel \
 	  --custom-compile-command 'make lock' --output-file requirements/dev.txt pyproject.toml requirements/dev.in
 
 clean:

@@ -82,6 +82,19 @@ JobHandle submit(const std::shared_ptr<Engine>& self, std::string job_id, std::s
   return {self, self->submit(std::move(spec))};
 }
 
+py::dict cache_contents(Engine& self) {
+  CacheContents contents;
+  {
+    const py::gil_scoped_release release;
+    contents = self.cache_contents();
+  }
+  py::dict result;
+  for (const auto& [salt, share] : contents) {
+    result[py::bytes(salt)] = py::make_tuple(share.cached_blocks, share.shared_blocks);
+  }
+  return result;
+}
+
 void bind_reports(py::module_& module) {
   py::class_<ModelInfo>(module, "ModelInfo")
       .def_readonly("architecture", &ModelInfo::architecture)
@@ -92,6 +105,11 @@ void bind_reports(py::module_& module) {
       .def_readonly("num_layers", &ModelInfo::num_layers)
       .def_readonly("weight_bytes", &ModelInfo::weight_bytes)
       .def_readonly("kv_bytes_per_token", &ModelInfo::kv_bytes_per_token);
+
+  py::class_<Histogram>(module, "Histogram")
+      .def_readonly("bounds", &Histogram::bounds)
+      .def_readonly("counts", &Histogram::counts)
+      .def_readonly("sum", &Histogram::sum);
 
   py::class_<EngineStats>(module, "EngineStats")
       .def_readonly("active_jobs", &EngineStats::active_jobs)
@@ -106,7 +124,14 @@ void bind_reports(py::module_& module) {
       .def_readonly("num_cached_tokens", &EngineStats::num_cached_tokens)
       .def_readonly("num_generated_tokens", &EngineStats::num_generated_tokens)
       .def_readonly("num_preemptions", &EngineStats::num_preemptions)
+      .def_readonly("num_cache_hits", &EngineStats::num_cache_hits)
+      .def_readonly("num_cache_misses", &EngineStats::num_cache_misses)
+      .def_readonly("num_evictions", &EngineStats::num_evictions)
       .def_readonly("last_batch_size", &EngineStats::last_batch_size)
+      .def_readonly("inter_token_s", &EngineStats::inter_token_s)
+      .def_readonly("batch_size", &EngineStats::batch_size)
+      .def_readonly("cancel_s", &EngineStats::cancel_s)
+      .def_readonly("tokens_per_second", &EngineStats::tokens_per_second)
       .def_readonly("heartbeat_age_ms", &EngineStats::heartbeat_age_ms)
       .def_readonly("num_out_of_memory", &EngineStats::num_out_of_memory)
       .def_property_readonly("weight_bytes", [](const EngineStats& stats) { return stats.memory.weight_bytes; })
@@ -133,7 +158,8 @@ void bind_reports(py::module_& module) {
       .def_property_readonly("queue_ms", [](const Outcome& outcome) { return outcome.metrics.queue_ms; })
       .def_property_readonly("prefill_ms", [](const Outcome& outcome) { return outcome.metrics.prefill_ms; })
       .def_property_readonly("first_token_ms", [](const Outcome& outcome) { return outcome.metrics.first_token_ms; })
-      .def_property_readonly("decode_ms", [](const Outcome& outcome) { return outcome.metrics.decode_ms; });
+      .def_property_readonly("decode_ms", [](const Outcome& outcome) { return outcome.metrics.decode_ms; })
+      .def_readonly("cache_lookup_ms", &Outcome::cache_lookup_ms);
 }
 
 }  // namespace
@@ -191,6 +217,10 @@ void bind_engine(py::module_& module) {
       .def("stats", &Engine::stats, unlocked)
       .def("audit", &Engine::audit, unlocked)
       .def("check_residency", &Engine::check_residency, unlocked)
+      .def("cache_contents", &cache_contents)
+      .def("clear_cache", &Engine::clear_cache, unlocked)
+      .def_property("batch_window_ms", &Engine::batch_window, &Engine::set_batch_window)
+      .def("inject_stall", &Engine::inject_stall, unlocked, py::arg("milliseconds"))
       .def("stop", &Engine::stop, unlocked);
 }
 

@@ -29,7 +29,8 @@ Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std:
       device_(backend_->device_info()),
       options_(resolve(options, device_)),
       faults_(options.faults),
-      vocabulary_(std::move(vocabulary)) {
+      vocabulary_(std::move(vocabulary)),
+      batch_window_ms_(options.batch_window_ms) {
   require_memory_for_weights(file, *backend_);
   model_ = load_model(file, backend_.get(), options_.max_context_tokens, on_progress);
   const ModelShape& shape = model_->shape();
@@ -121,35 +122,47 @@ std::vector<uint64_t> Engine::take_ready() {
   return std::exchange(ready_, {});
 }
 
-int32_t Engine::fail_all(ErrorCode code, const std::string& message) {
+template <typename Result>
+Result Engine::on_engine_thread(std::function<Result()> errand, Result refused) {
   // Shared: the engine thread may still be inside set_value() when the waiting thread has gone on.
-  const auto done = std::make_shared<std::promise<int32_t>>();
-  std::future<int32_t> count = done->get_future();
+  const auto done = std::make_shared<std::promise<Result>>();
+  std::future<Result> result = done->get_future();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (stopping_ || !stats_.failure.empty()) return 0;
-    errands_.push_back([this, done, code, message] {
-      const auto num_jobs = static_cast<int32_t>(jobs_.size());
-      while (!jobs_.empty()) finish(jobs_.begin()->second.get(), code, message);
-      done->set_value(num_jobs);
-    });
+    if (stopping_ || !stats_.failure.empty()) return refused;
+    errands_.push_back([done, errand = std::move(errand)] { done->set_value(errand()); });
     woken_ = true;
     wakeup_.notify_one();
   }
-  return count.get();
+  return result.get();
+}
+
+int32_t Engine::fail_all(ErrorCode code, const std::string& message) {
+  const auto fail = [this, code, message] {
+    const auto num_jobs = static_cast<int32_t>(jobs_.size());
+    while (!jobs_.empty()) finish(jobs_.begin()->second.get(), code, message);
+    return num_jobs;
+  };
+  return on_engine_thread<int32_t>(fail, 0);
 }
 
 std::string Engine::audit() {
-  const auto done = std::make_shared<std::promise<std::string>>();
-  std::future<std::string> finding = done->get_future();
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (stopping_ || !stats_.failure.empty()) return "the engine is not running";
-    errands_.push_back([this, done] { done->set_value(scheduler_->audit()); });
-    woken_ = true;
-    wakeup_.notify_one();
-  }
-  return finding.get();
+  return on_engine_thread<std::string>([this] { return scheduler_->audit(); }, "the engine is not running");
+}
+
+CacheContents Engine::cache_contents() {
+  return on_engine_thread<CacheContents>([this] { return pool_->cache_contents(); }, {});
+}
+
+int32_t Engine::clear_cache() {
+  return on_engine_thread<int32_t>([this] { return pool_->clear_cache(); }, 0);
+}
+
+void Engine::inject_stall(int32_t milliseconds) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  errands_.push_back([milliseconds] { std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds)); });
+  woken_ = true;
+  wakeup_.notify_one();
 }
 
 EngineStats Engine::stats() const {
@@ -157,7 +170,9 @@ EngineStats Engine::stats() const {
   EngineStats stats = stats_;
   stats.queued_jobs = num_queued_;
   const int64_t beat = heartbeat_ns_.load(std::memory_order_relaxed);
-  stats.heartbeat_age_ms = static_cast<double>(Clock::now().time_since_epoch().count() - beat) / 1e6;
+  const Clock::time_point now = Clock::now();
+  stats.heartbeat_age_ms = static_cast<double>(now.time_since_epoch().count() - beat) / 1e6;
+  stats.tokens_per_second = stats.generated.per_second(now);
   return stats;
 }
 
@@ -216,8 +231,8 @@ void Engine::run_loop() {
         wakeup_.wait_until(lock, std::min(next_timer(), Clock::now() + kHeartbeat), [this] { return woken_; });
       }
       if (stopping_) return;
-      if (was_idle && options_.batch_window_ms > 0 && !inbox_.empty()) {
-        const auto window = Clock::now() + std::chrono::milliseconds(options_.batch_window_ms);
+      if (was_idle && batch_window() > 0 && !inbox_.empty()) {
+        const auto window = Clock::now() + std::chrono::milliseconds(batch_window());
         wakeup_.wait_until(lock, window, [this] { return stopping_; });
       }
       woken_ = false;
@@ -293,12 +308,16 @@ Clock::time_point Engine::next_timer() const {
 
 // False if there was nothing that could be computed.
 bool Engine::step() {
+  const Clock::time_point begin = Clock::now();
   scheduler_->plan(&plan_, &scheduled_, &admitted_);
   const Clock::time_point now = Clock::now();
   const auto wall = std::chrono::system_clock::now().time_since_epoch();
   for (const Sequence* sequence : admitted_) {
     Job* job = jobs_.at(sequence->id).get();
     job->admitted_at = now;
+    job->cache_lookup_ms = ms_between(begin, now);
+    if (options_.prefix_cache)
+      ++(sequence->num_cached_tokens > 0 ? counters_.num_cache_hits : counters_.num_cache_misses);
     StartedEvent event;
     event.job_id = job->spec.job_id;
     event.model = job->spec.model;
@@ -326,6 +345,7 @@ bool Engine::step() {
   scheduler_->commit(plan_, scheduled_);
   ++counters_.num_steps;
   counters_.last_batch_size = static_cast<int32_t>(scheduled_.size());
+  counters_.batch_size.observe(static_cast<double>(scheduled_.size()));
   for (size_t i = 0; i < sampled_.size(); ++i) handle_token(jobs_.at(sampled_[i]->id).get(), &samples_[i]);
   return true;
 }
@@ -365,13 +385,19 @@ void Engine::handle_token(Job* job, SampleResult* result) {
     return;
   }
   const Clock::time_point now = Clock::now();
-  if (!job->first_token_at) job->first_token_at = now;
+  const bool is_stop = is_stop_token_[static_cast<size_t>(result->id)] != 0;
+  if (!job->first_token_at) {
+    job->first_token_at = now;
+  } else if (!is_stop) {
+    counters_.inter_token_s.observe(std::chrono::duration<double>(now - job->last_token_at).count());
+  }
   job->last_token_at = now;
-  if (is_stop_token_[static_cast<size_t>(result->id)] != 0) {
+  if (is_stop) {
     complete(job, StopReason::kEos, job->text.finish());
     return;
   }
   ++counters_.num_generated_tokens;
+  counters_.generated.add(now, 1);
   Sequence& sequence = job->sequence;
   sequence.tokens.push_back(result->id);
   if (job->spec.sampling.has_penalties()) {
@@ -434,6 +460,10 @@ void Engine::end_job(Job* job, Outcome outcome, std::string rest) {
     num_queued_tokens_ -= job->sequence.num_prompt_tokens;
   }
   outcome.metrics = metrics_of(*job);
+  outcome.cache_lookup_ms = job->cache_lookup_ms;
+  if (outcome.error_code == to_string(ErrorCode::kCancelled) && job->cancel_requested()) {
+    counters_.cancel_s.observe(std::chrono::duration<double>(Clock::now() - job->cancel_requested_at()).count());
+  }
   const uint64_t handle = job->handle();
   if (job->finish(std::move(outcome), std::move(rest))) notify(handle);
   jobs_.erase(handle);
@@ -460,6 +490,7 @@ void Engine::publish_stats() {
   counters_.used_blocks = pool_->num_used();
   counters_.cached_blocks = pool_->num_cached();
   counters_.num_preemptions = scheduler_->num_preemptions();
+  counters_.num_evictions = pool_->num_evictions();
   const std::lock_guard<std::mutex> lock(mutex_);
   stats_ = counters_;
 }

@@ -17,6 +17,7 @@
 #include "engine/fault_plan.h"
 #include "engine/job.h"
 #include "engine/scheduler.h"
+#include "engine/telemetry.h"
 #include "models/model.h"
 
 namespace tw {
@@ -31,7 +32,7 @@ struct EngineOptions {
   int32_t max_running_jobs = 0;
   int32_t max_queued_jobs = 256;
   int64_t max_queued_tokens = 0;  // prompt tokens that wait
-  int32_t batch_window_ms = 0;    // how long an idle engine waits for company before a first step
+  int32_t batch_window_ms = 0;    // how long an idle engine waits for company before a first step; see set_batch_window
   bool prefix_cache = true;
   int32_t max_undelivered_tokens = 64;
   int32_t slow_reader_timeout_ms = 30000;
@@ -50,7 +51,15 @@ struct EngineStats {
   int64_t num_cached_tokens = 0;
   int64_t num_generated_tokens = 0;
   int64_t num_preemptions = 0;
+  int64_t num_cache_hits = 0;    // first admissions that found a part of their prompt in the prefix cache
+  int64_t num_cache_misses = 0;  // those that found nothing; 0 while the cache is off
+  int64_t num_evictions = 0;     // cached blocks given up for new content
   int32_t last_batch_size = 0;
+  Histogram inter_token_s{inter_token_bounds_s()};  // between two generated tokens of a job
+  Histogram batch_size{batch_size_bounds()};        // sequences in a step
+  Histogram cancel_s{cancel_bounds_s()};            // from a cancel to the job's blocks being free
+  double tokens_per_second = 0;                     // generated, lately
+  RateWindow generated;
   double heartbeat_age_ms = 0;
   int64_t num_out_of_memory = 0;  // jobs that a step had no memory for
   MemoryUse memory;
@@ -80,15 +89,25 @@ class Engine {
   std::vector<uint64_t> take_ready();
   int32_t fail_all(ErrorCode code, const std::string& message);
   EngineStats stats() const;
-  // Runs on the engine thread between two steps.
+  // Each of these runs on the engine thread between two steps and waits for it.
   std::string audit();
   // Empty if all that the device computes from lies in its own memory, else what does not. Asks the driver.
   std::string check_residency() const { return backend_->check_residency(); }
+  CacheContents cache_contents();
+  int32_t clear_cache();
+  // Takes effect with the next first step. Any thread.
+  void set_batch_window(int32_t milliseconds) { batch_window_ms_.store(milliseconds, std::memory_order_relaxed); }
+  int32_t batch_window() const { return batch_window_ms_.load(std::memory_order_relaxed); }
+  // Holds the engine thread up as a step that hangs would, for tests of what watches it.
+  void inject_stall(int32_t milliseconds);
   void stop();
 
  private:
   using Jobs = std::unordered_map<uint64_t, std::shared_ptr<Job>>;
 
+  // Runs `errand` on the engine thread between two steps; `refused` if there is none any more.
+  template <typename Result>
+  Result on_engine_thread(std::function<Result()> errand, Result refused);
   void loop();
   void run_loop();
   void take_inbox();
@@ -130,6 +149,7 @@ class Engine {
   EngineStats stats_;
   uint64_t next_handle_ = 1;
   std::atomic<int64_t> heartbeat_ns_{0};
+  std::atomic<int32_t> batch_window_ms_;
 
   // Engine thread only.
   Jobs jobs_;

@@ -53,12 +53,18 @@ Taken Job::take(const std::vector<std::string>& vocabulary) {
 uint32_t Job::cancel() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!outcome_) {
+    if (!cancel_requested()) cancel_requested_at_ = Clock::now();
     cancel_requested_.store(true, std::memory_order_relaxed);
     pending_.clear();
     num_pending_tokens_ = 0;
     unreleased_.clear();
   }
   return num_tokens_out();
+}
+
+Clock::time_point Job::cancel_requested_at() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return cancel_requested_at_;
 }
 
 bool Job::finished() const {

@@ -41,6 +41,7 @@ struct Outcome {
   StopReason stop_reason = StopReason::kNone;
   std::string stop_sequence;
   std::string digest;
+  double cache_lookup_ms = 0;
   MetricsEvent metrics;
 };
 
@@ -60,6 +61,8 @@ class Job {
   // Drops what waits and asks the engine to stop the job. Returns the tokens generated so far.
   uint32_t cancel();
   uint32_t num_tokens_out() const { return num_tokens_out_.load(std::memory_order_relaxed); }
+  // When; only after cancel_requested().
+  Clock::time_point cancel_requested_at() const;
   bool cancel_requested() const { return cancel_requested_.load(std::memory_order_relaxed); }
   bool finished() const;
 
@@ -82,6 +85,7 @@ class Job {
   std::optional<Clock::time_point> first_token_at;
   Clock::time_point last_token_at;
   std::optional<Clock::time_point> paused_at;
+  double cache_lookup_ms = 0;  // planning the step that admitted it, in which its prefix was looked up
 
  private:
   bool mark_ready();
@@ -93,6 +97,7 @@ class Job {
   std::atomic<bool> cancel_requested_{false};
 
   mutable std::mutex mutex_;
+  Clock::time_point cancel_requested_at_;
   bool reported_ready_ = false;
   std::string started_;                   // serialised, until taken
   std::vector<TokenEvent> pending_;       // may be sent; one event, unless the job wants them separate

@@ -19,6 +19,7 @@ int32_t KvPool::allocate() {
     block = lru_.front();
     lru_.pop_front();
     withdraw(block);
+    ++num_evictions_;
   }
   blocks_[static_cast<size_t>(block)].references = 1;
   return block;
@@ -105,6 +106,16 @@ int32_t KvPool::clear_cache() {
   }
   lru_.clear();
   return count;
+}
+
+CacheContents KvPool::cache_contents() const {
+  CacheContents contents;
+  for (const auto& [hash, block] : published_) {
+    const Block& entry = blocks_[static_cast<size_t>(block)];
+    CacheShare& share = contents[entry.salt];
+    ++(entry.references == 0 ? share.cached_blocks : share.shared_blocks);
+  }
+  return contents;
 }
 
 std::string KvPool::audit(const std::vector<const std::vector<int32_t>*>& held) const {

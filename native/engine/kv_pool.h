@@ -12,6 +12,15 @@
 
 namespace tw {
 
+// What the prefix cache holds for one salt.
+struct CacheShare {
+  int32_t cached_blocks = 0;  // held by nobody, findable
+  int32_t shared_blocks = 0;  // findable and held by live sequences
+};
+
+// By salt; the empty salt is that of requests without one.
+using CacheContents = std::map<std::string, CacheShare>;
+
 // Every block is exactly one of free, used (references > 0) or cached (references = 0, content still findable), so
 // `free + used + cached = total` always.
 //
@@ -46,6 +55,9 @@ class KvPool {
   Hash publish(int32_t block, const std::string& salt, const Hash& parent, const int32_t* tokens);
   // Gives up all cached blocks; returns how many.
   int32_t clear_cache();
+  CacheContents cache_contents() const;
+  // Cached blocks given up for new content, since the start.
+  int64_t num_evictions() const { return num_evictions_; }
 
   // Compares every count with `held`, the block tables of all live sequences. Empty if they agree.
   std::string audit(const std::vector<const std::vector<int32_t>*>& held) const;
@@ -70,6 +82,7 @@ class KvPool {
   std::vector<int32_t> free_;  // used as a stack: the same few blocks serve a light load
   std::list<int32_t> lru_;     // cached blocks, least recently used first
   std::map<Hash, int32_t> published_;
+  int64_t num_evictions_ = 0;
 };
 
 }  // namespace tw

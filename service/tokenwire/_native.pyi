@@ -134,6 +134,16 @@ class ModelInfo:
     @property
     def kv_bytes_per_token(self) -> int: ...
 
+class Histogram:
+    """Counts of observations: `counts[i]` of those above `bounds[i - 1]` and at most `bounds[i]`, the last those above."""
+
+    @property
+    def bounds(self) -> list[float]: ...
+    @property
+    def counts(self) -> list[int]: ...
+    @property
+    def sum(self) -> float: ...
+
 class EngineStats:
     """A snapshot from memory; taking it never waits for a step."""
 
@@ -162,7 +172,28 @@ class EngineStats:
     @property
     def num_preemptions(self) -> int: ...
     @property
+    def num_cache_hits(self) -> int:
+        """First admissions that found a part of their prompt in the prefix cache."""
+    @property
+    def num_cache_misses(self) -> int:
+        """First admissions that found nothing there; 0 while the cache is off."""
+    @property
+    def num_evictions(self) -> int:
+        """Cached blocks given up for new content."""
+    @property
     def last_batch_size(self) -> int: ...
+    @property
+    def inter_token_s(self) -> Histogram:
+        """Between two generated tokens of a job, seconds."""
+    @property
+    def batch_size(self) -> Histogram:
+        """Sequences in a step."""
+    @property
+    def cancel_s(self) -> Histogram:
+        """From a cancel to the job's blocks being free, seconds."""
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated over the last ten seconds."""
     @property
     def heartbeat_age_ms(self) -> float:
         """Milliseconds since the engine thread last showed life; large only if a step hangs."""
@@ -209,6 +240,9 @@ class Outcome:
     def first_token_ms(self) -> float: ...
     @property
     def decode_ms(self) -> float: ...
+    @property
+    def cache_lookup_ms(self) -> float:
+        """Planning the step that admitted the job, in which its prefix was looked up."""
 
 class Job:
     """One submitted generation. Its output waits in the engine until it is taken."""
@@ -305,6 +339,14 @@ class Engine:
         """Checks `free + used + cached = total` and every reference count; empty if the ledger balances."""
     def check_residency(self) -> str:
         """Empty if all that the device computes from lies in its own memory, else what does not. Asks the driver."""
+    def cache_contents(self) -> dict[bytes, tuple[int, int]]:
+        """By cache salt: findable blocks that nobody holds, and those that live jobs hold. Waits for a step."""
+    def clear_cache(self) -> int:
+        """Gives up every cached block; returns how many. Waits for a step."""
+    batch_window_ms: int
+    """How long an idle engine waits for company before a first step; a change takes effect with the next one."""
+    def inject_stall(self, milliseconds: int) -> None:
+        """Holds the engine thread up as a step that hangs would, for tests of what watches it."""
     def stop(self) -> None:
         """Ends the engine thread after its current step; remaining jobs end with UNAVAILABLE. Idempotent."""
 

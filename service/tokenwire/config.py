@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 ENV_PREFIX = "TOKENWIRE_"
 
-# What Kubernetes puts into TOKENWIRE_PORT for a Service called `tokenwire`: an address, not a setting of ours.
+# What Kubernetes puts into TOKENWIRE_PORT for a Service called `tokenwire`, and into TOKENWIRE_METRICS_PORT for one
+# called `tokenwire-metrics`: an address, not a setting of ours.
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -52,6 +53,20 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", min_length=1, max_length=253, description="address to listen on")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="HTTP port of the Prometheus metrics; 0 takes a free one; unset: none"
+    )
+    health_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="gRPC port with health alone, never encrypted; 0 takes a free one; unset: none",
+    )
+    probe_host: str = Field("", max_length=253, description="address of the metrics and health ports; default: host")
+    admin_port: int | None = Field(
+        None, ge=0, le=65535, description="gRPC port of the AdminService; 0 takes a free one; unset: none"
+    )
+    admin_host: str = Field("127.0.0.1", min_length=1, max_length=253, description="address of the admin port")
     allow_remote: bool = Field(
         False, description="listen on other than loopback addresses; needs an API key or TLS client certificates"
     )
@@ -90,6 +105,9 @@ class Settings(BaseModel):
 
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="how long running jobs may finish at shutdown, seconds"
+    )
+    liveness_seconds: float = Field(
+        30.0, ge=0.1, le=3600, description="a step that shows no life for this long fails the liveness probe, seconds"
     )
     watchdog_seconds: float = Field(
         60.0, ge=1, le=3600, description="a step that shows no life for this long counts as a failed device, seconds"
@@ -134,7 +152,12 @@ class Settings(BaseModel):
     )
 
     @field_validator(
-        "inference_timeout_sec", "resume_grace_seconds", "drain_seconds", "watchdog_seconds", "residency_check_sec"
+        "inference_timeout_sec",
+        "resume_grace_seconds",
+        "drain_seconds",
+        "liveness_seconds",
+        "watchdog_seconds",
+        "residency_check_sec",
     )
     @classmethod
     def _finite(cls, value: float) -> float:
@@ -150,8 +173,11 @@ class Settings(BaseModel):
                 "allow_remote: needs an API key or TLS client certificates, and this version has neither: "
                 "listen on a loopback address"
             )
-        elif not is_loopback(self.host):
-            problems.append(f"host: {self.host!r} is not a loopback address, which needs allow_remote")
+        else:
+            for name in ("host", "probe_host", "admin_host"):
+                address = getattr(self, name)
+                if address and not is_loopback(address):
+                    problems.append(f"{name}: {address!r} is not a loopback address, which needs allow_remote")
         if self.gpu_device is not None and (self.device == "cpu" or ":" in self.device):
             problems.append(f"gpu_device: has no meaning beside device={self.device}")
         if problems:
@@ -207,7 +233,7 @@ def load_settings(
     for name in Settings.model_fields:
         variable = ENV_PREFIX + name.upper()
         text = environ.get(variable)
-        if text is not None and not (name == "port" and _SERVICE_LINK.match(text)):
+        if text is not None and not (name.endswith("port") and _SERVICE_LINK.match(text)):
             add(name, text, variable)
     for name, value in (flags or {}).items():
         if value is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import errno
 import os
 import signal
 import socket
@@ -25,12 +24,16 @@ from tokenwire.config import Settings
 from tokenwire.engine import AsyncEngine, JobSpec
 from tokenwire.engine.async_engine import EngineFailure, watch_engine
 from tokenwire.errors import NoDeviceError, TokenwireError
+from tokenwire.observe.exposition import MetricsServer
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
-from tokenwire.rpc.server import build_server
+from tokenwire.rpc.listen import CannotBindError, bind, shown_address
+from tokenwire.rpc.server import build_health_server, build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from tokenwire.engine.load import LoadedModel
 
 T = TypeVar("T")
@@ -110,14 +113,19 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
         log.warning("fault_injection", faults=settings.fault_injection)
     signals = StopSignals(die)
     signals.install()
-    state = WorkerState(model=settings.model_name or Path(settings.model).stem, device=settings.cuda_device or "cpu")
+    state = WorkerState(
+        model=settings.model_name or Path(settings.model).stem,
+        device=settings.cuda_device or "cpu",
+        liveness_s=settings.liveness_seconds,
+    )
 
     with ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer") as pool:
         server = build_server(settings, state, pool)
+        ports = _Ports(settings)
         try:
-            port = _bind(server, settings)
-            await server.start()
-            log.info("listening", host=settings.host, port=port)
+            port = await ports.open_grpc("grpc", server, settings.host, settings.port)
+            await _open_probes(ports, settings, state)
+            log.info("listening", host=settings.host, port=port, **ports.others())
             model = await _load_model(settings, load, state, signals, die)
             if model is None:
                 log.info("shutdown", during="loading")
@@ -128,59 +136,72 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
             await _warm(engine, model)
             state.serving = _serving(settings, engine, model)
             state.enter(Phase.READY)
-            log.info("ready", host=settings.host, port=port, seconds=round(loop.time() - began, 3))
+            log.info("ready", host=settings.host, port=port, seconds=round(loop.time() - began, 3), **ports.others())
 
-            failure = await _until_stopped(engine, state, settings, signals)
+            failure = await _until_drained(engine, state, settings, signals)
             if failure is not None:
                 return await _fail(engine, state, server, model, failure, die)
-            await _drain(engine, state, settings, signals)
             await server.stop(FLUSH_SECONDS)
             # stop() returns before the handlers' last lines ran; the engine must not go before they did.
             await engine.wait_idle(FLUSH_SECONDS)
-            await engine.close()
-            model.text.close()
-            log.info("shutdown", during="serving")
-            return EXIT_OK
+            return await _close(engine, model, "serving", EXIT_OK, die)
         except StartError as error:
             state.enter(Phase.FAILED)
             log.error("error", code=error.code, message=str(error))
             return error.exit_status
         finally:
-            await server.stop(None)
+            await ports.close()
 
 
-def _bind(server: grpc.aio.Server, settings: Settings) -> int:
-    host = settings.host.strip("[]")
-    shown = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
-    try:
-        _require_free(host, settings.port)
-        return int(server.add_insecure_port(shown))
-    except OSError as error:
-        raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", f"cannot listen on {shown}: {error.strerror}") from error
-    except RuntimeError as error:
-        raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", f"cannot listen on {shown}") from error
+class _Ports:
+    """What this worker listens on, by purpose; closed in reverse."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._open: dict[str, int] = {}
+        self._servers: list[grpc.aio.Server | MetricsServer] = []
+
+    async def open_grpc(self, purpose: str, server: grpc.aio.Server, host: str, port: int) -> int:
+        """Binds and starts a server; returns its port.
+
+        Raises:
+            StartError: the address cannot be bound.
+        """
+        self._servers.append(server)
+        try:
+            self._open[purpose] = bind(server, host, port)
+        except CannotBindError as error:
+            raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", str(error)) from error
+        await server.start()
+        return self._open[purpose]
+
+    def open_metrics(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        try:
+            server = MetricsServer(registry, host.strip("[]"), port)
+        except OSError as error:
+            message = f"cannot listen on {shown_address(host, port)}: {error.strerror}"
+            raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", message) from error
+        self._servers.append(server)
+        self._open["metrics"] = server.port
+
+    def others(self) -> dict[str, int]:
+        """The ports beside the main one, for the log."""
+        return {f"{purpose}_port": port for purpose, port in self._open.items() if purpose != "grpc"}
+
+    async def close(self) -> None:
+        for server in reversed(self._servers):
+            if isinstance(server, MetricsServer):
+                await asyncio.get_running_loop().run_in_executor(None, server.close)
+            else:
+                await server.stop(None)
 
 
-def _require_free(host: str, port: int) -> None:
-    """Binds and lets go: gRPC's own failure to bind has no cause and prints lines that are not ours.
-
-    Raises:
-        OSError: no address of `host` can be bound.
-    """
-    failure: OSError | None = None
-    bound = False
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-                bound = True
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise
-                failure = error  # such as an address of a family that this machine has switched off
-    if failure is not None and not bound:
-        raise failure
+async def _open_probes(ports: _Ports, settings: Settings, state: WorkerState) -> None:
+    host = settings.probe_host or settings.host
+    if settings.metrics_port is not None:
+        ports.open_metrics(state.metrics.registry, host, settings.metrics_port)
+    if settings.health_port is not None:
+        await ports.open_grpc("health", build_health_server(settings, state), host, settings.health_port)
 
 
 async def _load_model(
@@ -280,10 +301,10 @@ def _serving(settings: Settings, engine: AsyncEngine, model: LoadedModel) -> Ser
     return Serving(engine, model.text, limits, facts)
 
 
-async def _until_stopped(
+async def _until_drained(
     engine: AsyncEngine, state: WorkerState, settings: Settings, signals: StopSignals
 ) -> EngineFailure | None:
-    """Returns why the engine died, or None once a signal came."""
+    """Serves until a signal, then drains. Returns why the engine died, or None if it did not."""
 
     def report(foreign_memory: str) -> None:
         if foreign_memory and foreign_memory != state.foreign_memory:
@@ -291,9 +312,11 @@ async def _until_stopped(
         state.note_residency(foreign_memory)
 
     checking = asyncio.ensure_future(engine.watch_residency(settings.residency_check_sec, report))
-    watching = asyncio.ensure_future(watch_engine(engine, watchdog_s=settings.watchdog_seconds))
+    watching = asyncio.ensure_future(watch_engine(engine, watchdog_s=settings.watchdog_seconds, on_look=state.refresh))
     try:
         await _first_of(watching, signals.first.wait())
+        if not watching.done():
+            await _first_of(watching, _drain(engine, state, settings, signals))
         return watching.result() if watching.done() else None
     finally:
         watching.cancel()
@@ -320,16 +343,21 @@ async def _fail(
     code = failure.code or ("INTERNAL" if model.device == "cpu" else "CUDA_ERROR")
     state.enter(Phase.FAILED)
     get_logger().error("error", code=code, message=f"the engine failed: {failure.reason}", live=engine.num_live)
-    engine.fail(lambda: TokenwireError(code, "the engine failed"))
+    engine.fail(lambda: TokenwireError(code))
     await engine.wait_idle(FLUSH_SECONDS)
     await server.stop(FLUSH_SECONDS)
+    return await _close(engine, model, "failure", EXIT_ENGINE_FAILED, die)
+
+
+async def _close(engine: AsyncEngine, model: LoadedModel, during: str, exit_status: int, die: Die) -> int:
+    """Frees the device and says goodbye; a step that hangs does not keep the process."""
     closing = asyncio.ensure_future(engine.close())
     await asyncio.wait([closing], timeout=STOP_SECONDS)
-    get_logger().info("shutdown", during="failure", engine_stopped=closing.done())
     model.text.close()
+    get_logger().info("shutdown", during=during, engine_stopped=closing.done())
     if not closing.done():
         die(EXIT_ENGINE_FAILED)
-    return EXIT_ENGINE_FAILED
+    return exit_status
 
 
 async def _first_of(future: asyncio.Future[T], other: Coroutine[object, object, object]) -> None:

@@ -2,11 +2,13 @@
 
 Scenarios: `eager` finishes every job at once; `held` never ends one by itself; `dies` reports a dead engine at the
 first client's job; `hangs` stops its heartbeat then, and never stops; `bad-model`, `no-device` fail the load;
-`slow-load` loads until told to stop; `real` loads the model of the flags with the compiled engine.
+`slow-load` loads until told to stop; `real` loads the model of the flags with the compiled engine; `stalls` does too,
+and a job called `stall-MS` holds its engine's thread up for so long, as a step that hangs would.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import threading
@@ -58,12 +60,30 @@ class ScenarioEngine(FakeEngine):
         super().stop()
 
 
+class StallingEngine:
+    """The compiled engine with the fault of the scenario `stalls`."""
+
+    def __init__(self, native: Any) -> None:
+        self.native = native
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.native, name)
+
+    def submit(self, **spec: Any) -> Any:
+        kind, _, milliseconds = spec["job_id"].partition("-")
+        job = self.native.submit(**spec)
+        if kind == "stall":
+            self.native.inject_stall(int(milliseconds))
+        return job
+
+
 def load(settings: Settings, on_progress: ProgressCallback) -> Any:
     scenario = sys.argv[1]
-    if scenario == "real":
+    if scenario in ("real", "stalls"):
         from tokenwire.engine.load import load_model
 
-        return load_model(settings, on_progress)
+        model = load_model(settings, on_progress)
+        return dataclasses.replace(model, native=StallingEngine(model.native)) if scenario == "stalls" else model
     if scenario == "bad-model":
         raise FakeEngineError("MODEL_LOAD_FAILED", "tensor 3: offset past\nthe end of the file")
     if scenario == "no-device":

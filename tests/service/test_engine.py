@@ -164,4 +164,4 @@ async def test_the_watch_reports_a_dead_engine(engine: AsyncEngine, name: str, v
         await asyncio.sleep(0)
     assert not watching.done()
     setattr(fake_of(engine).state, name, value)
-    assert reason in await asyncio.wait_for(watching, 20)
+    assert reason in (await asyncio.wait_for(watching, 20)).reason

@@ -7,10 +7,13 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tokenwire.config import load_settings
+from tokenwire.rpc.server import build_health_server
 from tokenwire.rpc.state import Phase
 from tokenwire.v1 import inference_pb2 as pb
+from tokenwire.v1 import inference_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -91,3 +94,52 @@ async def test_a_failed_worker_stays_failed(worker: Any) -> None:
     worker.state.enter(Phase.FAILED)
     worker.state.enter(Phase.DRAINING)
     assert (await worker.stub.Health(pb.HealthRequest())).phase == "failed"
+
+
+async def test_a_pool_near_exhaustion_turns_readiness_off_but_admits(worker: Any) -> None:
+    worker.fake.state.used_blocks = 91
+    assert await check(worker, "readiness") == NOT_SERVING
+    assert await check(worker, "tokenwire.v1.Inference") == SERVING
+    assert (await worker.stub.Health(pb.HealthRequest())).reason == "pool_near_exhaustion"
+    worker.fake.state.used_blocks = 90
+    assert await check(worker, "readiness") == SERVING
+
+
+async def test_a_stuck_engine_fails_liveness_and_a_watch_sees_it(worker: Any) -> None:
+    watch = worker.health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
+    assert (await asyncio.wait_for(watch.read(), 20)).status == SERVING
+    worker.fake.state.heartbeat_age_ms = worker.state.liveness_s * 1000 + 1
+    worker.state.refresh()
+    assert (await asyncio.wait_for(watch.read(), 20)).status == NOT_SERVING
+    health = await worker.stub.Health(pb.HealthRequest())
+    assert (health.status, health.reason) == (pb.HealthResponse.STATUS_UNHEALTHY, "engine_stalled")
+    worker.fake.state.heartbeat_age_ms = 0.0
+    worker.state.refresh()
+    assert (await asyncio.wait_for(watch.read(), 20)).status == SERVING
+    watch.cancel()
+
+
+async def test_a_degraded_worker_serves_but_is_not_ready(worker: Any) -> None:
+    worker.state.degraded = "the old model serves: the new one did not load"
+    assert [await check(worker, name) for name in ("readiness", "liveness", "")] == [NOT_SERVING, SERVING, SERVING]
+    health = await worker.stub.Health(pb.HealthRequest())
+    assert (health.status, health.reason) == (pb.HealthResponse.STATUS_DEGRADED, "degraded")
+
+
+async def test_a_dead_engine_fails_every_probe_before_anyone_moved_the_phase(worker: Any) -> None:
+    worker.fake.state.failure = "the loop thread threw"
+    for service in ("", "liveness", "readiness", "startup", "tokenwire.v1.Inference"):
+        assert await check(worker, service) == NOT_SERVING, service
+
+
+async def test_the_health_server_has_health_alone(worker: Any) -> None:
+    server = build_health_server(load_settings(environ={}), worker.state)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert (await stub.Check(health_pb2.HealthCheckRequest(service="readiness"))).status == SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await inference_pb2_grpc.InferenceStub(channel).Health(pb.HealthRequest())
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    await server.stop(None)

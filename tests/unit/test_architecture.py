@@ -23,7 +23,7 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "errors": set(),
     "client": {"v1"},
     "bench": {"client"},
-    "observe": {"config"},
+    "observe": {"config", "errors"},
     "models": {"config", "errors", "_native"},
     "text": {"errors", "_native"},
     "engine": {"text", "models", "config", "errors", "_native"},

@@ -97,9 +97,12 @@ class AsyncEngine:
         if await self._wait_idle(timeout_s, cut_short):
             return 0
         left = len(self._live)
-        self._native.fail_all("UNAVAILABLE", DRAINING)
         for stream in [stream for stream in self._live.values() if stream.handle is None]:
             stream.fail(_draining)
+        # In a thread, and not waited for without a bound: the engine answers between two steps, and one may hang.
+        loop = asyncio.get_running_loop()
+        failing = loop.run_in_executor(None, self._native.fail_all, "UNAVAILABLE", DRAINING)
+        await asyncio.wait([failing], timeout=FLUSH_WAIT_S)
         if not await self._wait_idle(FLUSH_WAIT_S, None):
             self.fail(_draining)
         return left
@@ -166,9 +169,20 @@ class EngineFailure:
     reason: str
 
 
-async def watch_engine(engine: AsyncEngine, *, watchdog_s: float, interval_s: float = 0.25) -> EngineFailure:
-    """Returns why the engine is dead, once it is: its thread ended, or a step shows no life for `watchdog_s`."""
+async def watch_engine(
+    engine: AsyncEngine,
+    *,
+    watchdog_s: float,
+    interval_s: float = 0.25,
+    on_look: Callable[[], None] = lambda: None,
+) -> EngineFailure:
+    """Returns why the engine is dead, once it is: its thread ended, or a step shows no life for `watchdog_s`.
+
+    Args:
+        on_look: called every `interval_s`.
+    """
     while True:
+        on_look()
         stats = engine.stats()
         if stats.failure:
             return EngineFailure(stats.failure_code, stats.failure)

@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -32,6 +32,14 @@ class FakeOutcome:
     prefill_ms: float = 1.0
     first_token_ms: float = 1.5
     decode_ms: float = 2.0
+    cache_lookup_ms: float = 0.25
+
+
+@dataclass
+class FakeHistogram:
+    bounds: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0])
+    counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    sum: float = 0.0
 
 
 @dataclass
@@ -40,12 +48,29 @@ class FakeStats:
     queued_jobs: int = 0
     total_blocks: int = 100
     used_blocks: int = 0
+    cached_blocks: int = 0
+    block_tokens: int = 16
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_cache_hits: int = 0
+    num_cache_misses: int = 0
+    num_evictions: int = 0
+    inter_token_s: FakeHistogram = field(default_factory=FakeHistogram)
+    batch_size: FakeHistogram = field(default_factory=FakeHistogram)
+    cancel_s: FakeHistogram = field(default_factory=FakeHistogram)
+    tokens_per_second: float = 0.0
     heartbeat_age_ms: float = 0.0
     weight_bytes: int = 1000
     kv_bytes: int = 200
     workspace_bytes: int = 30
     failure: str = ""
     failure_code: str = ""
+
+    @property
+    def free_blocks(self) -> int:
+        return self.total_blocks - self.used_blocks - self.cached_blocks
 
 
 def varint(value: int) -> bytes:
@@ -191,6 +216,8 @@ class FakeEngine:
         self.state = FakeStats()
         self.foreign_memory = ""
         self.stopped = False
+        self.batch_window_ms = 0
+        self.finding = ""
         self.failed_all = threading.Event()
         self.submitted = threading.Semaphore(0)
         self._read_fd, self._write_fd = os.pipe()
@@ -247,6 +274,16 @@ class FakeEngine:
 
     def check_residency(self) -> str:
         return self.foreign_memory
+
+    def audit(self) -> str:
+        return self.finding
+
+    def cache_contents(self) -> dict[bytes, tuple[int, int]]:
+        return {b"": (self.state.cached_blocks, 0)} if self.state.cached_blocks else {}
+
+    def clear_cache(self) -> int:
+        cleared, self.state.cached_blocks = self.state.cached_blocks, 0
+        return cleared
 
     def stop(self) -> None:
         self.fail_all("UNAVAILABLE", "the engine stopped")

@@ -10,8 +10,10 @@ typed status here, and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
+from tokenwire.observe.collect import WorkerMetrics
 from tokenwire.observe.logging import bind_context, get_logger
+from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import status
 
 CORRELATION_KEYS = ("x-correlation-id", "x-request-id")
@@ -53,7 +57,14 @@ def correlation_id(metadata: Any) -> str:
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Wraps every method of the server."""
+    """Wraps every method of the server.
+
+    Args:
+        metrics: counts every call that ends.
+    """
+
+    def __init__(self, metrics: WorkerMetrics) -> None:
+        self._metrics = metrics
 
     async def intercept_service(
         self,
@@ -63,19 +74,18 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        call_id = correlation_id(handler_call_details.invocation_metadata)
+        method = handler_call_details.method.rpartition("/")[2]
+        call = _Call(self._metrics, method, correlation_id(handler_call_details.invocation_metadata))
         deserialize = _guarded_deserializer(handler.request_deserializer)
         serialize = handler.response_serializer
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                _streaming(call_id, handler.stream_stream), deserialize, serialize
+                _streaming(call, handler.stream_stream), deserialize, serialize
             )
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                _streaming(call_id, handler.unary_stream), deserialize, serialize
-            )
+            return grpc.unary_stream_rpc_method_handler(_streaming(call, handler.unary_stream), deserialize, serialize)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(_unary(call_id, handler.unary_unary), deserialize, serialize)
+            return grpc.unary_unary_rpc_method_handler(_unary(call, handler.unary_unary), deserialize, serialize)
         raise NotImplementedError("no service here takes a stream and answers once")
 
 
@@ -101,58 +111,86 @@ async def _parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield request
 
 
-def _unary(call_id: str, handler: Handler) -> Handler:
-    async def call(request: Any, context: Any) -> Any:
-        async with _translated(call_id, context):
+class _Call:
+    """One call, from its arrival."""
+
+    def __init__(self, metrics: WorkerMetrics, method: str, call_id: str) -> None:
+        self.metrics = metrics
+        self.method = method
+        self.correlation = ((CORRELATION_KEYS[0], call_id),)
+        self.call_id = call_id
+        self.committed = False
+
+
+def _unary(call: _Call, handler: Handler) -> Handler:
+    async def run(request: Any, context: Any) -> Any:
+        async with _translated(call, context):
             _require_parsed(request)
             response = await handler(request, context)
-            await context.send_initial_metadata(_correlation(call_id))
+            await context.send_initial_metadata(call.correlation)
             return response
 
-    return call
+    return run
 
 
-def _streaming(call_id: str, handler: Handler) -> Handler:
+def _streaming(call: _Call, handler: Handler) -> Handler:
     """Handlers are asynchronous generators; the first thing they yield commits the call."""
 
-    async def call(request: Any, context: Any) -> None:
-        async with _translated(call_id, context):
+    async def run(request: Any, context: Any) -> None:
+        async with _translated(call, context):
             if hasattr(request, "__aiter__"):
                 request = _parsed(request)
             else:
                 _require_parsed(request)
-            committed = False
             async with contextlib.aclosing(handler(request, context)) as messages:
                 async for message in messages:
-                    if not committed:
-                        committed = True
-                        await context.send_initial_metadata(_correlation(call_id))
+                    if not call.committed:
+                        call.committed = True
+                        await context.send_initial_metadata(call.correlation)
                     await context.write(message)
 
-    return call
+    return run
 
 
 @contextlib.asynccontextmanager
-async def _translated(call_id: str, context: Any) -> AsyncIterator[None]:
-    bind_context(correlation_id=call_id)
-    context.set_trailing_metadata(_correlation(call_id))
+async def _translated(call: _Call, context: Any) -> AsyncIterator[None]:
+    bind_context(correlation_id=call.call_id)
+    context.set_trailing_metadata(call.correlation)
+    began = time.monotonic()
+    code = "INTERNAL"
     try:
         yield
+        code = OK
+        return
     except TokenwireError as error:
         failure = error
+        code = error.code
+    except asyncio.CancelledError:
+        code = "INFERENCE_TIMEOUT" if is_past_deadline(context) else DISCONNECTED
+        raise
     except grpc.aio.AbortError:
         raise
     except Exception:
         # A client that left makes writes fail; that is its choice and no fault of ours.
         if context.done():
+            code = DISCONNECTED
             raise
-        get_logger().error("error", code="INTERNAL", exc_info=True)
+        get_logger().error("error", code=code, method=call.method, exc_info=True)
         failure = TokenwireError("INTERNAL")
-    else:
-        return
-    code, message, trailers = status.to_abort(failure)
-    await context.abort(code, message, (*trailers, *_correlation(call_id)))
+    finally:
+        call.metrics.call_ended(call.method, code)
+    if not call.committed:
+        wall_ms = round((time.monotonic() - began) * 1000, 1)
+        get_logger().info("refused", method=call.method, code=code, wall_ms=wall_ms)
+    status_code, message, trailers = status.to_abort(failure)
+    await context.abort(status_code, message, (*trailers, *call.correlation))
 
 
-def _correlation(call_id: str) -> tuple[tuple[str, str], ...]:
-    return ((CORRELATION_KEYS[0], call_id),)
+def time_remaining(context: Context) -> float | None:
+    """Seconds to the call's deadline; None if it has none, which the type stubs of gRPC leave out."""
+    return context.time_remaining()
+
+
+def is_past_deadline(context: Context) -> bool:
+    left_s = time_remaining(context)
+    return left_s is not None and left_s <= 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tokenwire.engine import CancelOutcome, CancelResult
 from tokenwire.errors import TokenwireError
-from tokenwire.rpc.state import DEGRADED_POOL_UTILIZATION, Phase, WorkerState
+from tokenwire.rpc.state import WorkerState
 from tokenwire.rpc.validate import MAX_LOGIT_BIASES, MAX_STOPS, Limits, RawRequest, check_prompt_length
 from tokenwire.v1 import inference_pb2 as pb
 
@@ -101,8 +101,16 @@ def cancel_response(result: CancelResult) -> pb.CancelResponse:
 
 def health_response(state: WorkerState) -> pb.HealthResponse:
     """The worker's state, from memory."""
+    view = state.view()
+    if view.ready:
+        status = pb.HealthResponse.STATUS_HEALTHY
+    elif view.admitting and view.live:
+        status = pb.HealthResponse.STATUS_DEGRADED
+    else:
+        status = pb.HealthResponse.STATUS_UNHEALTHY
     response = pb.HealthResponse(
-        status=_status(state),
+        status=status,
+        reason=view.reason,
         model=state.model,
         device=state.device,
         uptime_seconds=state.uptime_seconds,
@@ -133,11 +141,4 @@ def health_response(state: WorkerState) -> pb.HealthResponse:
     response.pool_utilization = stats.used_blocks / stats.total_blocks if stats.total_blocks else 0.0
     response.active = stats.active_jobs
     response.queued = stats.queued_jobs
-    if response.status == pb.HealthResponse.STATUS_HEALTHY and response.pool_utilization > DEGRADED_POOL_UTILIZATION:
-        response.status = pb.HealthResponse.STATUS_DEGRADED
     return response
-
-
-def _status(state: WorkerState) -> pb.HealthResponse.Status:
-    healthy = state.phase is Phase.READY and state.resident
-    return pb.HealthResponse.STATUS_HEALTHY if healthy else pb.HealthResponse.STATUS_UNHEALTHY

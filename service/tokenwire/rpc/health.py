@@ -23,9 +23,10 @@ class HealthServicer:
         self._state = state
 
     async def check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
-        if self._state.is_serving(request.service) is None:
+        response = self._response(request.service)
+        if response.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             raise TokenwireError("NOT_FOUND", "no such service")
-        return self._response(request.service)
+        return response
 
     async def watch(
         self, request: health_pb2.HealthCheckRequest, context: Context

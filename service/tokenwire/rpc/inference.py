@@ -19,8 +19,9 @@ import grpc
 from tokenwire.engine import CancelOutcome, JobSpec, JobStream
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.observe.logging import bind_context, get_logger
+from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import convert
-from tokenwire.rpc.boundary import Context
+from tokenwire.rpc.boundary import Context, is_past_deadline, time_remaining
 from tokenwire.rpc.detached import DetachedJobs, DetachLimits
 from tokenwire.rpc.principal import PRINCIPAL
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
@@ -71,7 +72,7 @@ class InferenceServicer:
                     token=raw.attach_token or secrets.token_urlsafe(),
                     owner=PRINCIPAL.get(),
                     num_prompt_tokens=len(prompt_ids),
-                    log_end=_log_end,
+                    log_end=self._job_ended,
                 )
                 async with contextlib.aclosing(replay.read(0)) as events:
                     async for message in events:
@@ -82,7 +83,7 @@ class InferenceServicer:
                 async for message in stream:
                     yield message
                 failure = stream.failure
-                ending = failure.code if failure is not None else "OK"
+                ending = failure.code if failure is not None else OK
                 if failure is not None:
                     if not stream.metrics_sent:
                         yield convert.empty_metrics_event(len(prompt_ids))
@@ -90,8 +91,8 @@ class InferenceServicer:
                     raise failure
             finally:
                 # No ending means that the call is gone: its deadline passed, or the client left.
-                ending = ending or ("INFERENCE_TIMEOUT" if _is_past_deadline(context) else "DISCONNECTED")
-                _log_end(stream, ending, time.monotonic() - arrived)
+                ending = ending or ("INFERENCE_TIMEOUT" if is_past_deadline(context) else DISCONNECTED)
+                self._job_ended(stream, ending, time.monotonic() - arrived)
 
     async def attach(self, request: pb.AttachRequest, context: Context) -> AsyncGenerator[bytes, None]:
         """Yields the serialised events of a detached job. Raises TokenwireError as `execute` does."""
@@ -118,6 +119,17 @@ class InferenceServicer:
 
     async def health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         return convert.health_response(self._state)
+
+    def _job_ended(self, stream: JobStream, ending: str, wall_s: float) -> None:
+        _log_end(stream, ending, wall_s)
+        outcome = stream.outcome
+        first_token_ms = outcome.first_token_ms if outcome is not None else 0.0
+        self._state.metrics.job_ended(
+            ending,
+            wall_s,
+            first_token_ms / 1000 if first_token_ms > 0 else None,
+            outcome.cached_tokens if outcome is not None else 0,
+        )
 
     async def _encode(self, serving: Serving, raw: RawRequest) -> list[int]:
         try:
@@ -178,7 +190,7 @@ class InferenceServicer:
             TokenwireError: INFERENCE_TIMEOUT if nothing is left.
         """
         left_s = self._inference_timeout_sec - (time.monotonic() - arrived)
-        deadline_s = None if raw.detach else _time_remaining(context)
+        deadline_s = None if raw.detach else time_remaining(context)
         if deadline_s is not None:
             left_s = min(left_s, deadline_s)
         if left_s <= 0:
@@ -207,16 +219,6 @@ def add_inference(server: grpc.aio.Server, servicer: InferenceServicer) -> None:
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-
-
-def _time_remaining(context: Context) -> float | None:
-    """Seconds to the call's deadline; None if it has none, which the type stubs of gRPC leave out."""
-    return context.time_remaining()
-
-
-def _is_past_deadline(context: Context) -> bool:
-    left_s = _time_remaining(context)
-    return left_s is not None and left_s <= 0
 
 
 def _log_start(spec: JobSpec) -> None:

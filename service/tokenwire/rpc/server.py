@@ -30,7 +30,7 @@ def build_server(settings: Settings, state: WorkerState, pool: Executor) -> grpc
         state: answers Health at once, and Execute once it is ready.
         pool: threads for tokenising.
     """
-    server = grpc.aio.server(interceptors=(Boundary(),), options=transport_options(settings))
+    server = grpc.aio.server(interceptors=(Boundary(state.metrics),), options=transport_options(settings))
     detach_limits = DetachLimits(
         grace_s=settings.resume_grace_seconds,
         job_bytes=settings.resume_job_bytes,
@@ -41,6 +41,13 @@ def build_server(settings: Settings, state: WorkerState, pool: Executor) -> grpc
     add_health(server, HealthServicer(state))
     files = (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
     add_reflection(server, cast(tuple[FileDescriptor, ...], files))
+    return server
+
+
+def build_health_server(settings: Settings, state: WorkerState) -> grpc.aio.Server:
+    """A server with health alone, for probes that cannot speak TLS; not bound or started yet."""
+    server = grpc.aio.server(interceptors=(Boundary(state.metrics),), options=transport_options(settings))
+    add_health(server, HealthServicer(state))
     return server
 
 

@@ -11,10 +11,13 @@ from typing import Protocol
 
 from tokenwire.engine import AsyncEngine
 from tokenwire.errors import TokenwireError
+from tokenwire.observe.collect import Snapshot, WorkerMetrics
 from tokenwire.rpc.validate import Limits
 
 SERVICE_NAME = "tokenwire.v1.Inference"
-DEGRADED_POOL_UTILIZATION = 0.90
+MOST_POOL_UTILIZATION = 0.90
+"""Share of the KV pool in use above which a worker should get no more work."""
+DEFAULT_LIVENESS_S = 30.0
 
 
 class Phase(enum.Enum):
@@ -57,14 +60,36 @@ class Serving:
     facts: ModelFacts
 
 
+@dataclass(frozen=True, slots=True)
+class HealthView:
+    """What the three probes answer at one moment.
+
+    Attributes:
+        live: the process should go on; false once the engine's thread failed or shows no life.
+        started: the model was loaded and has computed.
+        admitting: Execute admits jobs.
+        ready: the worker should get more work.
+        reason: why it is not ready, one of `starting`, `draining`, `failed`, `engine_stalled`, `not_resident`,
+            `pool_near_exhaustion`, `degraded`; empty when it is.
+    """
+
+    live: bool
+    started: bool
+    admitting: bool
+    ready: bool
+    reason: str
+
+
 @dataclass
 class WorkerState:
-    """Phase and progress; `changed` wakes everyone who watches.
+    """Phase and progress; watchers are woken when a probe's answer changes.
 
     Attributes:
         device: where the worker computes or will compute.
         model: the name reported before the model is loaded.
         foreign_memory: what the last residency check found outside the device's memory; empty for nothing.
+        liveness_s: an engine that shows no life for longer is not live, seconds.
+        degraded: why the worker serves but should get no more work; empty if it should.
     """
 
     device: str = "cpu"
@@ -74,8 +99,14 @@ class WorkerState:
     serving: Serving | None = None
     foreign_memory: str = ""
     _residency_checked_at: float | None = None
+    liveness_s: float = DEFAULT_LIVENESS_S
+    degraded: str = ""
     _started_at: float = field(default_factory=time.monotonic)
     _watchers: set[asyncio.Event] = field(default_factory=set)
+    _seen: HealthView | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics = WorkerMetrics(self.snapshot)
 
     @property
     def uptime_seconds(self) -> int:
@@ -83,16 +114,15 @@ class WorkerState:
 
     def enter(self, phase: Phase) -> None:
         """Moves to a phase. A failed worker stays failed."""
-        if self.phase is not Phase.FAILED and self.phase is not phase:
+        if self.phase is not Phase.FAILED:
             self.phase = phase
-            self._notify()
+            self.refresh()
 
     def note_residency(self, foreign_memory: str) -> None:
         """Takes the result of a residency check."""
         self._residency_checked_at = time.monotonic()
-        if foreign_memory != self.foreign_memory:
-            self.foreign_memory = foreign_memory
-            self._notify()
+        self.foreign_memory = foreign_memory
+        self.refresh()
 
     @property
     def residency_age_seconds(self) -> int | None:
@@ -104,12 +134,56 @@ class WorkerState:
         """Whether all that the device computes from is known to lie in its memory."""
         return self.serving is not None and self.phase is not Phase.FAILED and not self.foreign_memory
 
-    def _notify(self) -> None:
-        for changed in self._watchers:
-            changed.set()
+    def refresh(self) -> None:
+        """Wakes the watchers if a probe would now answer differently. Called at every change and a few times a second,
+        since an engine that stalls or fills up tells nobody."""
+        view = self.view()
+        if view != self._seen:
+            self._seen = view
+            for changed in self._watchers:
+                changed.set()
+
+    def view(self) -> HealthView:
+        """What the probes answer now, from memory."""
+        stats = self.serving.engine.stats() if self.serving is not None else None
+        failed = self.phase is Phase.FAILED or (stats is not None and bool(stats.failure))
+        stalled = stats is not None and stats.heartbeat_age_ms > self.liveness_s * 1000
+        started = stats is not None and not failed
+        full = stats is not None and stats.used_blocks > MOST_POOL_UTILIZATION * stats.total_blocks
+        reasons = (
+            (failed, "failed"),
+            (self.phase is Phase.LOADING, "starting"),
+            (self.phase is Phase.DRAINING, "draining"),
+            (stalled, "engine_stalled"),
+            (not self.resident, "not_resident"),
+            (full, "pool_near_exhaustion"),
+            (bool(self.degraded), "degraded"),
+        )
+        reason = next((name for holds, name in reasons if holds), "")
+        return HealthView(
+            live=not (failed or stalled),
+            started=started,
+            admitting=self.phase is Phase.READY and not failed and self.resident,
+            ready=not reason,
+            reason=reason,
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The worker as a scrape sees it. Any thread may ask."""
+        facts = self.serving.facts if self.serving is not None else None
+        return Snapshot(
+            phase=self.phase.value,
+            ready=self.view().ready,
+            load_percent=self.load_percent,
+            uptime_s=time.monotonic() - self._started_at,
+            model=facts.name if facts is not None else self.model,
+            device=facts.device if facts is not None else self.device,
+            quant_kind=facts.quant_kind if facts is not None else "",
+            engine=self.serving.engine.stats() if self.serving is not None else None,
+        )
 
     def watch(self) -> asyncio.Event:
-        """An event that is set at every change of phase, until `unwatch`."""
+        """An event that is set whenever a probe's answer changes, until `unwatch`."""
         changed = asyncio.Event()
         self._watchers.add(changed)
         return changed
@@ -136,11 +210,15 @@ class WorkerState:
         raise TokenwireError("UNAVAILABLE", message, phase=self.phase.value)
 
     def is_serving(self, service: str) -> bool | None:
-        """Whether a `grpc.health.v1` service serves; None if there is no such service."""
-        if service == "liveness":
-            return self.phase is not Phase.FAILED
-        if service == "startup":
-            return self.serving is not None and self.phase is not Phase.FAILED
-        if service in ("", "readiness", SERVICE_NAME):
-            return self.phase is Phase.READY and self.resident
-        return None
+        """Whether a `grpc.health.v1` service serves; None if there is no such service.
+
+        `""` and the service's own name say whether Execute admits jobs, `readiness` whether more should be sent.
+        """
+        view = self.view()
+        return {
+            "": view.admitting,
+            SERVICE_NAME: view.admitting,
+            "liveness": view.live,
+            "readiness": view.ready,
+            "startup": view.started,
+        }.get(service)
