@@ -58,7 +58,7 @@ JobHandle submit(const std::shared_ptr<Engine>& self, std::string job_id, std::s
                  std::vector<int32_t> prompt_ids, int32_t max_tokens, float temperature, float top_p, int32_t top_k,
                  float min_p, float repetition_penalty, float frequency_penalty, float presence_penalty,
                  const std::map<int32_t, float>& logit_bias, int32_t logprobs, std::vector<std::string> stop,
-                 uint64_t seed, int64_t timeout_ms, std::string cache_salt, bool separate_events) {
+                 uint64_t seed, int64_t timeout_ms, std::string cache_salt, bool separate_events, int32_t priority) {
   JobSpec spec;
   spec.job_id = std::move(job_id);
   spec.model = std::move(model);
@@ -78,6 +78,7 @@ JobHandle submit(const std::shared_ptr<Engine>& self, std::string job_id, std::s
   spec.timeout_ms = timeout_ms;
   spec.cache_salt = std::move(cache_salt);
   spec.separate_events = separate_events;
+  spec.priority = priority;
   const py::gil_scoped_release release;
   return {self, self->submit(std::move(spec))};
 }
@@ -206,7 +207,7 @@ void bind_engine(py::module_& module) {
            py::arg("max_tokens"), py::arg("temperature"), py::arg("top_p"), py::arg("top_k"), py::arg("min_p"),
            py::arg("repetition_penalty"), py::arg("frequency_penalty"), py::arg("presence_penalty"),
            py::arg("logit_bias"), py::arg("logprobs"), py::arg("stop"), py::arg("seed"), py::arg("timeout_ms"),
-           py::arg("cache_salt"), py::arg("separate_events") = false)
+           py::arg("cache_salt"), py::arg("separate_events") = false, py::arg("priority") = 0)
       .def("take_ready", &Engine::take_ready, unlocked)
       .def(
           "fail_all",

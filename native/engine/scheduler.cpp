@@ -1,6 +1,8 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 
 namespace tw {
 
@@ -9,8 +11,13 @@ bool Scheduler::can_ever_fit(int32_t max_total_tokens) const {
 }
 
 void Scheduler::add(Sequence* sequence) {
-  const auto place = std::find_if(waiting_.begin(), waiting_.end(),
-                                  [&](const Sequence* other) { return other->priority < sequence->priority; });
+  auto place = waiting_.end();
+  while (place != waiting_.begin()) {
+    const Sequence* before = *std::prev(place);
+    if (before->priority >= sequence->priority || before->num_overtaken >= kMaxOvertaken) break;
+    --place;
+  }
+  for (auto overtaken = place; overtaken != waiting_.end(); ++overtaken) ++(*overtaken)->num_overtaken;
   waiting_.insert(place, sequence);
 }
 
@@ -25,17 +32,27 @@ bool Scheduler::has_work() const {
   return std::any_of(waiting_.begin(), waiting_.end(), active) || std::any_of(running_.begin(), running_.end(), active);
 }
 
-// Takes the blocks that hold its first `num_tokens` tokens; preempts younger sequences if it must. False if the
-// sequence itself was preempted, being the youngest.
+// Of the running sequences, the youngest of the lowest class. The oldest of the highest is thus never preempted, and
+// every job finishes in the end.
+Sequence* Scheduler::victim() const {
+  Sequence* lowest = running_.back();
+  for (auto sequence = running_.rbegin(); sequence != running_.rend(); ++sequence) {
+    if ((*sequence)->priority < lowest->priority) lowest = *sequence;
+  }
+  return lowest;
+}
+
+// Takes the blocks that hold its first `num_tokens` tokens; preempts others if it must. False if the sequence itself
+// was preempted, being the one to go.
 bool Scheduler::grow(Sequence* sequence, int32_t num_tokens) {
   while (static_cast<int32_t>(sequence->block_table.size()) < blocks_for(num_tokens)) {
     if (pool_->can_allocate(1)) {
       sequence->block_table.push_back(pool_->allocate());
       continue;
     }
-    Sequence* youngest = running_.back();
-    preempt(youngest);
-    if (youngest == sequence) return false;
+    Sequence* given_up = victim();
+    preempt(given_up);
+    if (given_up == sequence) return false;
   }
   return true;
 }
@@ -99,7 +116,7 @@ void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vec
   scheduled->clear();
   admitted->clear();
 
-  // Blocks first, oldest first: growing may preempt younger ones, which then must not be in the plan.
+  // Blocks first, oldest first: growing may preempt others, which then must not be in the plan.
   const std::vector<Sequence*> candidates = running_;
   std::vector<Sequence*> decoding;
   for (Sequence* sequence : candidates) {
@@ -118,26 +135,40 @@ void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vec
     const int32_t rows = std::min(left, limits_.max_rows - plan->num_rows());
     if (rows > 0) schedule(sequence, rows, plan, scheduled);
   };
+  std::vector<Sequence*> prefilling;
   for (Sequence* sequence : running_) {
-    if (!sequence->paused && sequence->num_tokens() - sequence->num_computed > 1) prefill(sequence);
+    if (!sequence->paused && sequence->num_tokens() - sequence->num_computed > 1) prefilling.push_back(sequence);
   }
+  std::stable_sort(prefilling.begin(), prefilling.end(),
+                   [](const Sequence* a, const Sequence* b) { return a->priority > b->priority; });
   // A preempted sequence whose reader lags is passed over: it would take blocks to compute nothing.
   size_t next = 0;
-  while (next < waiting_.size() && plan->num_rows() < limits_.max_rows && num_running() < limits_.max_running) {
-    Sequence* sequence = waiting_[next];
-    if (sequence->paused) {
-      ++next;
-      continue;
+  bool fits = true;
+  const auto admit_above = [&](int64_t priority) {
+    while (fits && next < waiting_.size() && plan->num_rows() < limits_.max_rows &&
+           num_running() < limits_.max_running) {
+      Sequence* sequence = waiting_[next];
+      if (sequence->paused) {
+        ++next;
+        continue;
+      }
+      if (sequence->priority <= priority) return;
+      fits = admit(sequence);
+      if (!fits) return;  // in order: a large job at the front is not overtaken for ever
+      waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(next));
+      if (!sequence->admitted_before) {
+        sequence->admitted_before = true;
+        sequence->num_cached_tokens = std::min(sequence->num_computed, sequence->num_prompt_tokens);
+        admitted->push_back(sequence);
+      }
+      prefill(sequence);
     }
-    if (!admit(sequence)) break;  // in order: a large job at the front is not overtaken for ever
-    waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(next));
-    if (!sequence->admitted_before) {
-      sequence->admitted_before = true;
-      sequence->num_cached_tokens = std::min(sequence->num_computed, sequence->num_prompt_tokens);
-      admitted->push_back(sequence);
-    }
+  };
+  for (Sequence* sequence : prefilling) {
+    admit_above(sequence->priority);
     prefill(sequence);
   }
+  admit_above(std::numeric_limits<int64_t>::min());
 }
 
 void Scheduler::commit(const StepPlan& plan, const std::vector<Sequence*>& scheduled) {

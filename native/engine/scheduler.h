@@ -14,7 +14,7 @@ namespace tw {
 // What the scheduler knows of a job.
 struct Sequence {
   uint64_t id = 0;
-  int32_t priority = 0;  // higher goes first; equal ones in order of arrival
+  int32_t priority = 0;  // its class: higher ones go first; in a class, in order of arrival
   std::string cache_salt;
   std::vector<int32_t> tokens;  // prompt, then generated
   int32_t num_prompt_tokens = 0;
@@ -26,6 +26,7 @@ struct Sequence {
   std::vector<int32_t> block_table;
   int32_t num_published = 0;  // leading blocks offered to the prefix cache
   KvPool::Hash chain{};       // hash of the last of those
+  int32_t num_overtaken = 0;  // later arrivals of higher classes that were put before it
   bool admitted_before = false;
   bool paused = false;  // keeps its blocks, computes nothing
 
@@ -37,10 +38,15 @@ struct SchedulerLimits {
   int32_t max_running = 0;  // sequences that hold blocks
 };
 
+// How many later arrivals of higher classes may be put before a waiting sequence: after that it is overtaken no more,
+// so that no class starves another.
+constexpr int32_t kMaxOvertaken = 32;
+
 // Continuous batching with chunked prefill. Each step: first every running sequence that waits for its next token (one
-// row each), then prompt chunks of running sequences in order of arrival, then newly admitted ones, until the row
-// budget is spent. If a running sequence needs a block and none can be had, the youngest running one is preempted: it
-// gives its blocks back, waits at the front, and later recomputes exactly what it had (invisible: W-42).
+// row each), then prompt chunks by class, in a class those of running sequences before newly admitted ones, until the
+// row budget is spent. If a running sequence needs a block and none can be had, the youngest of the lowest class is
+// preempted: it gives its blocks back, waits at the front of its class, and later recomputes exactly what it had
+// (invisible: W-42).
 class Scheduler {
  public:
   Scheduler(const SchedulerLimits& limits, KvPool* pool) : limits_(limits), pool_(pool) {}
@@ -70,6 +76,7 @@ class Scheduler {
   bool admit(Sequence* sequence);
   bool grow(Sequence* sequence, int32_t num_tokens);
   void preempt(Sequence* sequence);
+  Sequence* victim() const;
   void release_blocks(Sequence* sequence);
   void schedule(Sequence* sequence, int32_t num_rows, StepPlan* plan, std::vector<Sequence*>* scheduled);
   static int32_t blocks_for(int32_t num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
@@ -77,7 +84,8 @@ class Scheduler {
   SchedulerLimits limits_;
   KvPool* pool_;
   std::vector<Sequence*> running_;  // in order of admission: the last is the youngest
-  std::deque<Sequence*> waiting_;   // by priority, then arrival; preempted ones first among their priority
+  // By class, then arrival; preempted ones first in their class, and what was overtaken often enough where it stands.
+  std::deque<Sequence*> waiting_;
   int64_t num_preemptions_ = 0;
 };
 

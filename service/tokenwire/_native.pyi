@@ -315,6 +315,7 @@ class Engine:
         timeout_ms: int,
         cache_salt: bytes,
         separate_events: bool = False,
+        priority: int = 0,
     ) -> Job:
         """Queues a job. Its first event is `started`.
 
@@ -326,6 +327,7 @@ class Engine:
             cache_salt: prefix-cache entries are shared only between jobs of the same salt.
             separate_events: tokens that were ready at different times are never merged into one event, so that where
                 events begin and end depends on the request alone.
+            priority: its class; higher ones are admitted first.
 
         Raises:
             EngineError: OVERLOADED, KV_CAPACITY, CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST, or UNAVAILABLE once stopped.

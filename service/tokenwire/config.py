@@ -123,6 +123,12 @@ class Settings(BaseModel):
     )
     tokenizer_threads: int = Field(2, ge=1, le=64, description="threads that tokenise prompts")
 
+    max_grammar_bytes: int = Field(65536, ge=16, le=2**20, description="largest response format, bytes")
+    grammar_timeout_ms: int = Field(
+        10_000, ge=1, le=600_000, description="longest a response format may take to compile, milliseconds"
+    )
+    grammar_cache_entries: int = Field(32, ge=0, le=4096, description="compiled response formats that are kept")
+
     max_message_bytes: int = Field(4 * 2**20, ge=65536, le=2**28, description="largest request message, bytes")
     max_concurrent_streams: int = Field(100, ge=1, le=2**16, description="most calls open on one connection")
     max_connections: int = Field(512, ge=1, le=2**20, description="most open connections")

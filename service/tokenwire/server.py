@@ -286,6 +286,7 @@ def _serving(settings: Settings, engine: AsyncEngine, model: LoadedModel) -> Ser
         vocab_size=model.vocab_size,
         context_length=model.context_length,
         max_token_bytes=model.max_token_bytes,
+        max_grammar_bytes=settings.max_grammar_bytes,
     )
     facts = ModelFacts(
         name=model.name,

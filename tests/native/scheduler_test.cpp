@@ -98,6 +98,64 @@ TEST(jobs_are_admitted_in_order_and_by_priority) {
   CHECK_EQ(driver.finished[2], uint64_t{2});
 }
 
+TEST(equal_classes_are_first_come_first_served) {
+  Driver driver(64, 256, 1);
+  for (int i = 0; i < 6; ++i) driver.add(16, 1, 100 * i, i % 2 == 0 ? -1 : 2);
+  while (driver.finished.size() < 6) driver.step();
+  const std::vector<uint64_t> expected = {2, 4, 6, 1, 3, 5};
+  CHECK(driver.finished == expected);
+}
+
+TEST(a_job_is_overtaken_only_so_often) {
+  Driver driver(64, 256, 1);
+  driver.add(16, 2, 0);
+  driver.step();  // the one place is taken
+  const uint64_t low = driver.add(16, 1, 100, -2)->id;
+  for (int i = 0; i < 2 * tw::kMaxOvertaken; ++i) driver.add(16, 1, 200 + 20 * i, 2);
+  while (driver.finished.size() < 2 + 2 * tw::kMaxOvertaken) driver.step();
+  const auto place = std::find(driver.finished.begin(), driver.finished.end(), low) - driver.finished.begin();
+  CHECK_EQ(place, std::ptrdiff_t{1 + tw::kMaxOvertaken});
+}
+
+TEST(a_constant_stream_of_a_higher_class_starves_nobody) {
+  Driver driver(64, 256, 1);
+  const uint64_t low = driver.add(16, 1, 0, -2)->id;
+  int steps = 0;
+  while (std::find(driver.finished.begin(), driver.finished.end(), low) == driver.finished.end() && ++steps < 1000) {
+    driver.add(16, 1, 100 + steps * 16, 2);
+    driver.add(16, 1, 50100 + steps * 16, 2);
+    driver.step();
+  }
+  CHECK(steps < 100);
+}
+
+TEST(a_higher_class_reads_its_prompt_first) {
+  Driver driver(256, 32, 4);
+  Sequence* low = driver.add(400, 1, 0, 0);
+  driver.step();
+  Sequence* equal = driver.add(40, 1, 5000, 0);
+  Sequence* high = driver.add(40, 1, 9000, 1);
+  driver.step();
+  CHECK_EQ(low->num_computed, 32);
+  CHECK_EQ(high->num_computed, 32);
+  driver.step();  // the last 8 of the higher class, then the lower one goes on, and its equal waits for it
+  CHECK_EQ(high->num_tokens(), 41);
+  CHECK_EQ(low->num_computed, 56);
+  CHECK_EQ(equal->num_computed, 0);
+}
+
+TEST(the_lowest_class_is_preempted_before_the_youngest) {
+  Driver driver(6, 64, 4);
+  const uint64_t low = driver.add(30, 40, 0, -1)->id;
+  driver.step();
+  const uint64_t high = driver.add(30, 40, 1000, 1)->id;
+  while (driver.finished.empty()) driver.step();
+  CHECK(driver.scheduler.num_preemptions() > 0);
+  CHECK_EQ(driver.finished[0], high);
+  while (driver.finished.size() < 2) driver.step();
+  CHECK_EQ(driver.finished[1], low);
+}
+
 TEST(the_youngest_is_preempted_and_the_oldest_never_stops) {
   Driver driver(6, 64, 4);
   Sequence* oldest = driver.add(30, 60, 0);

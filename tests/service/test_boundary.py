@@ -185,6 +185,10 @@ PRIVATE = "correct horse battery staple"
         ({"stop": ["a", ""]}, "stop[1]", "NON_EMPTY"),
         ({"stop": ["x" * 33]}, "stop[0]", "LENGTH"),
         ({"stop": [PRIVATE * 40_000]}, "stop[0]", "LENGTH"),
+        ({"priority": 3}, "priority", "RANGE"),
+        ({"priority": -(2**31)}, "priority", "RANGE"),
+        ({"cache_salt": ""}, "cache_salt", "LENGTH"),
+        ({"cache_salt": PRIVATE * 5}, "cache_salt", "LENGTH"),
     ],
 )
 async def test_a_wrong_field_is_named_and_never_echoed(

@@ -82,6 +82,7 @@ async def test_unset_differs_from_zero(worker: Any, request_of: Request) -> None
     unset, zero = (job.spec for job in worker.fake.jobs)
     assert (unset["temperature"], unset["top_p"], unset["top_k"], unset["logprobs"]) == (1.0, 1.0, 0, -1)
     assert (unset["repetition_penalty"], unset["min_p"], unset["max_tokens"]) == (1.0, 0.0, 2048)
+    assert (unset["priority"], unset["cache_salt"]) == (0, b"")
     assert (zero["temperature"], zero["logprobs"], zero["seed"]) == (0.0, 0, 0)
 
 
@@ -115,12 +116,15 @@ async def test_parameters_reach_the_engine(worker: Any, request_of: Request) -> 
         logit_bias={3: -100.0},
         logprobs=2,
         stop=["é", "end"],
+        priority=-2,
+        cache_salt="tenant é",
     )
     await collect(worker.stub.Execute(sent))
     spec = worker.fake.jobs[0].spec
     assert spec["prompt_ids"] == [ord(c) for c in "abcd"]
     assert spec["stop"] == ["é".encode(), b"end"]
     assert spec["logit_bias"] == {3: -100.0}
+    assert (spec["priority"], spec["cache_salt"]) == (-2, "tenant é".encode())
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     assert [spec[name] for name in names] == [9, 0.5, 0.25, 4, 0.125, 1.5]
     assert (spec["frequency_penalty"], spec["presence_penalty"], spec["logprobs"]) == (-1.5, 1.25, 2)

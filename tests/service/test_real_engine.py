@@ -152,6 +152,22 @@ async def test_a_stop_string_ends_the_text_before_it(real: RealWorker) -> None:
     assert (events[-1].end.stop_reason, events[-1].end.stop_sequence) == (pb.STOP_REASON_STOP_SEQUENCE, stop)
 
 
+async def test_a_salt_keeps_prompts_apart_and_changes_no_byte(real: RealWorker) -> None:
+    async def cached(job_id: str, **fields: Any) -> int:
+        events = await generate(
+            real, job_id, prompt="Salt and pepper. " + TEXT * 8, max_tokens=8, temperature=0, **fields
+        )
+        texts.add(text_of(events))
+        return events[0].started.cached_tokens
+
+    texts: set[str] = set()
+    assert await cached("first", cache_salt="one") == 0
+    assert await cached("same", cache_salt="one") > 64
+    assert await cached("other", cache_salt="two") == 0
+    assert await cached("none") == 0
+    assert len(texts) == 1
+
+
 async def test_cancel_in_prefill_and_in_decode_frees_everything(real: RealWorker) -> None:
     for prompt, reads in ((TEXT * 90, 0), (TEXT, 4)):
         call = real.stub.Execute(pb.ExecuteRequest(job_id="a", prompt=prompt, max_tokens=100, temperature=0))

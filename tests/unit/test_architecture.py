@@ -21,16 +21,17 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "v1": set(),
     "config": set(),
     "errors": set(),
+    "bounds": {"config"},
     "client": {"v1"},
     "bench": {"client"},
     "observe": {"config", "errors"},
     "models": {"config", "errors", "_native"},
     "text": {"errors", "_native"},
     "engine": {"text", "models", "config", "errors", "_native"},
-    "rpc": {"engine", "text", "errors", "observe", "config", "v1"},
-    "gateway": {"client", "errors", "observe", "config", "v1"},
+    "rpc": {"engine", "text", "bounds", "errors", "observe", "config", "v1"},
+    "gateway": {"client", "bounds", "errors", "observe", "config", "v1"},
     "server": {"rpc", "gateway", "engine", "text", "models", "observe", "config", "errors", "_native"},
-    "cli": {"server", "client", "bench", "models", "config", "errors", "_native"},
+    "cli": {"server", "client", "bench", "models", "bounds", "config", "errors", "_native"},
 }
 
 # Parts that must not know a protocol or a library.

@@ -20,6 +20,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from scripted_worker import TIMEOUT_S, Worker, refuse, running_worker
 from tokenwire import __version__
+from tokenwire.bounds import RULES
 from tokenwire.cli.main import main
 from tokenwire.v1 import inference_pb2 as pb
 
@@ -92,6 +93,22 @@ def test_generate_sends_what_was_asked_and_nothing_else(run: Run, worker: Worker
     assert request.HasField("temperature")
     assert request.HasField("top_k")
     assert request.HasField("seed")
+
+
+def test_generate_sends_priority_salt_and_format(run: Run, worker: Worker, tmp_path: Path) -> None:
+    options = "--priority -2 --cache-salt t --logprobs 3 --frequency-penalty -1 --presence-penalty 0.5"
+    run("generate", "hello", *options.split(), "--regex", "a+", "--target", worker.target)
+    request = worker.requests[0]
+    assert (request.priority, request.cache_salt, request.logprobs) == (-2, "t", 3)
+    assert (request.frequency_penalty, request.presence_penalty) == (-1.0, 0.5)
+    assert request.response_format == pb.ResponseFormat(regex="a+")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    run("generate", "hello", "--json-schema", str(schema), "--target", worker.target)
+    assert worker.requests[1].response_format.json_schema == '{"type": "object"}'
+    assert run("generate", "x", "--json-schema", str(schema), "--regex", "a", "--target", worker.target).code == 2
+    missing = run("generate", "x", "--json-schema", str(tmp_path / "none"), "--target", worker.target)
+    assert "cannot be read" in missing.err
 
 
 def test_generate_system_needs_the_template(run: Run, worker: Worker) -> None:
@@ -294,7 +311,11 @@ def test_info_shows_values_with_their_origins(run: Run, tmp_path: Path, monkeypa
     assert settings["port"] == {"value": 4321, "origin": "TOKENWIRE_PORT"}
     assert settings["drain_seconds"] == {"value": 5.0, "origin": str(file)}
     assert settings["host"] == {"value": "127.0.0.1", "origin": "default"}
+    limits = json.loads(run("info", "--json", "--config", str(file)).out)["limits"]
+    assert limits["temperature"] == "0 to 2; unset: 1; 0 is greedy"
+    assert {rule.field for rule in RULES} <= limits.keys()
     text = run("info").out
+    assert "Limits of a request" in text
     assert "TOKENWIRE_PORT" in text
     assert "CUDA" in text
     monkeypatch.setenv("TOKENWIRE_PORT", "no")

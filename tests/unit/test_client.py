@@ -92,6 +92,19 @@ def test_zero_is_not_unset(worker: Worker, client: Client) -> None:
     }
 
 
+def test_a_response_format_is_text_or_a_mapping_and_one_of_its_kinds(worker: Worker, client: Client) -> None:
+    client.generate("x", response_format={"json_schema": {"type": "object"}}, priority=-1, cache_salt="t")
+    client.generate("x", response_format={"json_schema": "{}"})
+    client.generate("x", response_format={"regex": "a|b"})
+    formats = [request.response_format for request in worker.requests]
+    assert [each.json_schema for each in formats[:2]] == ['{"type": "object"}', "{}"]
+    assert formats[2].regex == "a|b"
+    assert (worker.requests[0].priority, worker.requests[0].cache_salt) == (-1, "t")
+    for wrong in ({}, {"json_schema": "{}", "regex": "a"}, {"xml": "a"}):
+        with pytest.raises(ValueError, match="exactly one"):
+            client.generate("x", response_format=wrong)  # type: ignore[typeddict-item, arg-type, unused-ignore]
+
+
 def test_each_kind_of_input_is_sent_as_given(worker: Worker, client: Client) -> None:
     client.generate("")
     client.generate(messages=[{"role": "user", "content": "hi"}])

@@ -6,6 +6,7 @@ import pytest
 
 from tokenwire.errors import ERRORS, TokenwireError
 from tokenwire.rpc.convert import empty_metrics_event, error_event, raw_request
+from tokenwire.rpc.response_format import ResponseFormat
 from tokenwire.rpc.validate import Limits
 from tokenwire.v1 import inference_pb2 as pb
 
@@ -22,7 +23,7 @@ def test_unset_fields_are_none_and_zeros_are_zeros() -> None:
 
 def test_every_sampling_field_of_the_message_is_read() -> None:
     numbers = {field.name for field in pb.ExecuteRequest.DESCRIPTOR.fields if field.has_presence}
-    numbers -= {"prompt", "prompt_tokens", "chat", "attach_token"}
+    numbers -= {"prompt", "prompt_tokens", "chat", "cache_salt", "response_format", "attach_token"}
     request = pb.ExecuteRequest(
         **dict.fromkeys(numbers, 1),
         stop=["x"],
@@ -33,6 +34,16 @@ def test_every_sampling_field_of_the_message_is_read() -> None:
     assert raw.attach_token == "t"  # noqa: S105
     assert {name for name in numbers if getattr(raw, name) == 1} == numbers
     assert (list(raw.stop), dict(raw.logit_bias)) == (["x"], {1: 2.0})
+
+
+def test_texts_are_read_and_unset_differs_from_empty() -> None:
+    regex = pb.ExecuteRequest(cache_salt="s", response_format=pb.ResponseFormat(regex="a"))
+    raw = raw_request(regex, LIMITS)
+    assert (raw.cache_salt, raw.response_format) == ("s", ResponseFormat("regex", "a"))
+    empty = raw_request(pb.ExecuteRequest(cache_salt="", response_format=pb.ResponseFormat()), LIMITS)
+    assert (empty.cache_salt, empty.response_format) == ("", ResponseFormat("", ""))
+    unset = raw_request(pb.ExecuteRequest(), LIMITS)
+    assert unset.cache_salt is unset.response_format is None
 
 
 def test_lists_beyond_their_bound_are_cut_one_past_it() -> None:

@@ -11,17 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenwire.bounds import MAX_LOGIT_BIASES, RULES, Rule, markdown_tables
+from tokenwire.config import load_settings
 from tokenwire.errors import TokenwireError
-from tokenwire.rpc.validate import (
-    MAX_LOGIT_BIASES,
-    RULES,
-    Limits,
-    RawRequest,
-    Rule,
-    check_request,
-    fit_context,
-    markdown_table,
-)
+from tokenwire.rpc.response_format import ResponseFormat
+from tokenwire.rpc.validate import Limits, RawRequest, check_request, fit_context
 
 DOCS = Path(__file__).parents[2] / "docs" / "limits.md"
 LIMITS = Limits(
@@ -48,8 +42,10 @@ def with_(**fields: Any) -> RawRequest:
     return dataclasses.replace(GOOD, **fields)
 
 
-def test_the_table_in_the_documentation_is_this_one() -> None:
-    assert markdown_table() in DOCS.read_text(encoding="utf-8")
+def test_the_tables_in_the_documentation_are_these() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    for name, table in markdown_tables(load_settings(environ={})).items():
+        assert f"<!-- begin {name} -->\n\n{table}\n<!-- end {name} -->" in text, "run scripts/limits_doc.py"
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.field)
@@ -134,6 +130,17 @@ def test_lists_of_errors_stay_short() -> None:
     assert len(refused(with_(logit_bias={n + 300: math.nan for n in range(MAX_LOGIT_BIASES)}))) <= 2 * MAX_LOGIT_BIASES
 
 
+@pytest.mark.parametrize(("salt", "fields"), [(None, []), ("a", []), ("é" * 128, []), ("", ["cache_salt"])])
+def test_a_salt_is_not_empty(salt: str | None, fields: list[str]) -> None:
+    assert [field for field, _ in refused(with_(cache_salt=salt))] == fields
+
+
+def test_a_salt_is_never_shown() -> None:
+    with pytest.raises(TokenwireError) as caught:
+        check_request(with_(cache_salt="secret" * 100), LIMITS, len)
+    assert "secret" not in repr(caught.value.fields)
+
+
 def test_all_violations_come_at_once() -> None:
     request = RawRequest(job_id="!", max_tokens=0, temperature=3.0, top_p=0.0, stop=[""], logit_bias={300: 0.0})
     fields = [field for field, _ in refused(request)]
@@ -154,6 +161,10 @@ def test_all_violations_come_at_once() -> None:
         seed=st.none() | st.integers(),
         stop=st.lists(st.text(max_size=40), max_size=6),
         logit_bias=st.dictionaries(st.integers(-5, 400), st.floats(), max_size=5),
+        priority=st.none() | st.integers(),
+        cache_salt=st.none() | st.text(max_size=200),
+        response_format=st.none()
+        | st.builds(ResponseFormat, st.sampled_from(["", "json_schema", "regex"]), st.text(max_size=20)),
     )
 )
 def test_any_request_is_accepted_or_refused_with_typed_violations(request: RawRequest) -> None:

@@ -8,13 +8,24 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 
 from tokenwire.cli import options
 from tokenwire.cli.output import CliError, ExitCode, note, print_rpc_error, write_text
-from tokenwire.client import Client, End, Event, Message, Metrics, SamplingParams, Token, TokenwireRpcError
+from tokenwire.client import (
+    Client,
+    End,
+    Event,
+    Message,
+    Metrics,
+    ResponseFormat,
+    SamplingParams,
+    Token,
+    TokenwireRpcError,
+)
 from tokenwire.client.request import DEFAULT_TARGET
 
 
@@ -31,8 +42,15 @@ def generate(
     top_k: options.TopK = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
     stop: options.Stop = None,
     seed: options.Seed = None,
+    logprobs: options.Logprobs = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    priority: options.Priority = None,
+    cache_salt: options.CacheSalt = None,
     timeout: options.Timeout = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
@@ -47,8 +65,14 @@ def generate(
         "top_k": top_k,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
         "stop": stop,
         "seed": seed,
+        "logprobs": logprobs,
+        "priority": priority,
+        "cache_salt": cache_salt,
+        "response_format": _response_format(json_schema, regex),
     }
     messages: list[Message] = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
@@ -159,6 +183,21 @@ def _json_value(value: object) -> str:
     if isoformat is None:
         raise TypeError(f"{type(value).__name__} has no JSON form")
     return str(isoformat())
+
+
+def _response_format(schema_file: Path | None, regex: str | None) -> ResponseFormat | None:
+    if schema_file is not None and regex is not None:
+        raise CliError("--json-schema and --regex exclude each other", exit_code=ExitCode.USAGE)
+    if regex is not None:
+        return {"regex": regex}
+    if schema_file is None:
+        return None
+    try:
+        return {"json_schema": schema_file.read_text(encoding="utf-8")}
+    except OSError as error:
+        raise CliError(f"{schema_file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CliError(f"{schema_file} is not UTF-8 text") from error
 
 
 def _read_stdin() -> str:

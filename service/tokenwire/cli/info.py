@@ -1,4 +1,4 @@
-"""`tokenwire info`: this build, this machine, the settings in force, and what is in a model file."""
+"""`tokenwire info`: this build, this machine, the settings and limits in force, and what is in a model file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenwire import __version__
+from tokenwire import __version__, bounds
 from tokenwire.cli import options
 from tokenwire.cli.native import load_native
 from tokenwire.cli.output import CliError, print_facts
 from tokenwire.cli.settings import ConfigFile, load_or_exit, setting_origins
+from tokenwire.config import Settings
 from tokenwire.models import ModelSourceError, resolve
 
 if TYPE_CHECKING:
@@ -29,18 +30,22 @@ def info(
     config: ConfigFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show the build, the machine, every setting with its origin, and a model file's facts."""
+    """Show the build, the machine, every setting with its origin, the limits of a request, and a model file's facts."""
     build = build_facts()
     settings = load_or_exit(config, {})
     origins = setting_origins(config, settings, os.environ)
     values = {name: {"value": getattr(settings, name), "origin": origin} for name, origin in origins.items()}
     model_facts = _model_facts(model) if model is not None else None
+    limits = request_limits(settings)
     if as_json:
-        print(json.dumps({"build": build, "settings": values, "model": model_facts}, ensure_ascii=False))
+        report = {"build": build, "settings": values, "limits": limits, "model": model_facts}
+        print(json.dumps(report, ensure_ascii=False))
         return
     print_facts([(name, _shown(value)) for name, value in build.items()], "Build")
     print()
     print_facts([(name, _shown(entry["value"]), entry["origin"]) for name, entry in values.items()], "Settings")
+    print()
+    print_facts(list(limits.items()), "Limits of a request")
     if model_facts is not None:
         print()
         print_facts([(name, _shown(value)) for name, value in model_facts.items()], "Model")
@@ -66,6 +71,15 @@ def build_facts() -> Facts:
         "CUDA": probe.error or f"available (runtime {probe.runtime_version}, driver {probe.driver_version})",
         **devices,
     }
+
+
+def request_limits(settings: Settings) -> dict[str, str]:
+    """Every field of a request with its bounds, as they are under these settings."""
+    limits = {
+        field: f"{least} to {most}; unset: {default}" for field, least, most, default in bounds.number_bounds(settings)
+    }
+    limits.update(bounds.other_bounds(settings))
+    return {field.replace("`", ""): bound.replace("`", "") for field, bound in limits.items()}
 
 
 def build_line() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,4 +32,26 @@ Stop = Annotated[
 Seed = Annotated[
     int | None,
     typer.Option(help="Repeat a sampled answer exactly.", min=0, max=2**64 - 1),
+]
+FrequencyPenalty = Annotated[float | None, typer.Option(help="Above 0 discourages a token the more, the more it came.")]
+PresencePenalty = Annotated[float | None, typer.Option(help="Above 0 discourages tokens that came at all.")]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(help="With --json: report this many alternatives to each token.", min=0, max=2**32 - 1),
+]
+Priority = Annotated[
+    int | None,
+    typer.Option(help="Class to wait in, -2 to 2; higher ones go first.", min=-(2**31), max=2**31 - 1),
+]
+CacheSalt = Annotated[
+    str | None,
+    typer.Option(help="Share cached prompts only with requests of the same salt.", metavar="TEXT"),
+]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(help="The answer must be JSON that the schema in this file accepts.", metavar="FILE"),
+]
+Regex = Annotated[
+    str | None,
+    typer.Option(help="The whole answer must match this regular expression.", metavar="PATTERN"),
 ]

@@ -14,7 +14,7 @@ from tokenwire.client.events import (
     TokenLogprob,
     TopLogprob,
 )
-from tokenwire.client.request import Message, SamplingParams
+from tokenwire.client.request import Message, ResponseFormat, SamplingParams
 from tokenwire.client.sync import Client, ExecuteStream
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "HealthReport",
     "Message",
     "Metrics",
+    "ResponseFormat",
     "SamplingParams",
     "Started",
     "Token",

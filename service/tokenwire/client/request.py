@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -29,6 +30,13 @@ class Message(TypedDict):
     content: str
 
 
+class ResponseFormat(TypedDict, total=False):
+    """What the answer must be; exactly one key. A JSON schema may be given as its text or as a mapping."""
+
+    json_schema: str | Mapping[str, object]
+    regex: str
+
+
 class SamplingParams(TypedDict, total=False):
     """The optional parameters of a generation, as in `ExecuteRequest`. One that is absent or None stays unset."""
 
@@ -44,6 +52,9 @@ class SamplingParams(TypedDict, total=False):
     seed: int | None
     logit_bias: Mapping[int, float] | None
     logprobs: int | None
+    priority: int | None
+    cache_salt: str | None
+    response_format: ResponseFormat | None
 
 
 def channel_options(target: str, extra: Sequence[tuple[str, int | str]]) -> list[tuple[str, int | str]]:
@@ -87,10 +98,22 @@ def build_request(
         raise TypeError("stop is a sequence of strings, not one string")
     request.stop.extend(stop or ())
     request.logit_bias.update(params.get("logit_bias") or {})
+    if (response_format := params.get("response_format")) is not None:
+        _set_format(request.response_format, response_format)
     for name, value in params.items():
-        if value is not None and name not in ("stop", "logit_bias"):
+        if value is not None and name not in ("stop", "logit_bias", "response_format"):
             setattr(request, name, value)
     return request
+
+
+def _set_format(message: pb.ResponseFormat, wanted: ResponseFormat) -> None:
+    if wanted.keys() not in ({"json_schema"}, {"regex"}):
+        raise ValueError("response_format has exactly one of json_schema and regex")
+    schema = wanted.get("json_schema")
+    if schema is not None:
+        message.json_schema = schema if isinstance(schema, str) else json.dumps(schema)
+    else:
+        message.regex = wanted["regex"]
 
 
 def call_metadata(extra: Sequence[tuple[str, str]], correlation_id: str | None) -> tuple[tuple[str, str], ...]:

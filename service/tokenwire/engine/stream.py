@@ -43,6 +43,7 @@ class JobSpec:
     timeout_ms: int = 0
     cache_salt: bytes = b""
     separate_events: bool = False
+    priority: int = 0
 
 
 class CancelOutcome(enum.Enum):
@@ -120,6 +121,7 @@ class JobStream:
                 timeout_ms=spec.timeout_ms,
                 cache_salt=spec.cache_salt,
                 separate_events=spec.separate_events,
+                priority=spec.priority,
             )
         except Exception as error:
             if not hasattr(error, "code"):

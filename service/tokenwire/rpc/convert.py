@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from tokenwire.bounds import MAX_LOGIT_BIASES, MAX_STOPS, RULES
 from tokenwire.engine import CancelOutcome, CancelResult
 from tokenwire.errors import TokenwireError
+from tokenwire.rpc.response_format import ResponseFormat
 from tokenwire.rpc.state import WorkerState
-from tokenwire.rpc.validate import MAX_LOGIT_BIASES, MAX_STOPS, Limits, RawRequest, check_prompt_length
+from tokenwire.rpc.validate import Limits, RawRequest, check_prompt_length
 from tokenwire.v1 import inference_pb2 as pb
 
 _CANCEL_OUTCOMES = {
@@ -31,21 +33,7 @@ def raw_request(request: pb.ExecuteRequest, limits: Limits) -> RawRequest:
     kind = request.WhichOneof("input")
     if kind == "prompt_tokens":
         check_prompt_length(len(request.prompt_tokens.ids), limits)
-    numbers = {
-        name: optional(name)
-        for name in (
-            "max_tokens",
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-            "repetition_penalty",
-            "frequency_penalty",
-            "presence_penalty",
-            "logprobs",
-            "seed",
-        )
-    }
+    numbers = {rule.field: optional(rule.field) for rule in RULES}
     return RawRequest(
         job_id=request.job_id,
         prompt=request.prompt if kind == "prompt" else None,
@@ -57,8 +45,15 @@ def raw_request(request: pb.ExecuteRequest, limits: Limits) -> RawRequest:
         detach=request.detach,
         attach_token=request.attach_token if request.HasField("attach_token") else None,
         logit_bias=dict(itertools.islice(request.logit_bias.items(), MAX_LOGIT_BIASES + 1)),
+        cache_salt=request.cache_salt if request.HasField("cache_salt") else None,
+        response_format=_format(request.response_format) if request.HasField("response_format") else None,
         **numbers,  # type: ignore[arg-type]
     )
+
+
+def _format(message: pb.ResponseFormat) -> ResponseFormat:
+    kind = message.WhichOneof("format") or ""
+    return ResponseFormat(kind, getattr(message, kind) if kind else "")
 
 
 def error_event(error: TokenwireError) -> bytes:

@@ -31,6 +31,8 @@ from tokenwire.v1 import inference_pb2 as pb
 
 T = TypeVar("T")
 
+NO_FORMATS = "this worker has no structured output"
+
 
 class InferenceServicer:
     """Handlers of the service.
@@ -55,7 +57,10 @@ class InferenceServicer:
         arrived = time.monotonic()
         serving = self._state.require_serving()
         raw = convert.raw_request(request, serving.limits)
-        check = functools.partial(check_request, raw, serving.limits, serving.text.count_tokens)
+        also = (
+            [] if raw.response_format is None else [raw.response_format.violation("UNSUPPORTED", "unset", NO_FORMATS)]
+        )
+        check = functools.partial(check_request, raw, serving.limits, serving.text.count_tokens, also)
         await self._in_pool(check) if raw.stop else check()
         # The id is live before the prompt is tokenised, so that Cancel and duplicates meet it from here on.
         with contextlib.ExitStack() as resources:
@@ -179,6 +184,8 @@ class InferenceServicer:
             stop=[stop.encode() for stop in raw.stop],
             timeout_ms=self._timeout_ms(raw, arrived, context),
             separate_events=raw.detach,
+            cache_salt=(raw.cache_salt or "").encode(),
+            priority=raw.priority or 0,
         )
 
     def _timeout_ms(self, raw: RawRequest, arrived: float, context: Context) -> int:

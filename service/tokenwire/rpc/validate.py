@@ -1,64 +1,31 @@
 """Every bound of a request, checked in one place on plain values, so that gRPC and HTTP give the same answer.
 
-`RULES` is the table of the numeric bounds; docs/limits.md shows it, and a test keeps the two equal. All violations are
-found at once, cheap ones first, and none repeats the prompt or a stop string.
+The bounds themselves are in `tokenwire.bounds`. All violations are found at once, cheap ones first, and none repeats
+the prompt, a stop string or a salt.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tokenwire.bounds import (
+    ATTACH_TOKEN_PATTERN,
+    JOB_ID_PATTERN,
+    MAX_CACHE_SALT_CHARS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGIT_BIASES,
+    MAX_STOP_TOKENS,
+    MAX_STOPS,
+    ROLES,
+    RULES,
+)
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
-
-JOB_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
-ATTACH_TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
-ROLES = ("system", "user", "assistant")
-MAX_STOPS = 4
-MAX_STOP_TOKENS = 32
-MAX_LOGIT_BIASES = 300
-MAX_SEED = 2**64 - 1
+from tokenwire.rpc.response_format import ResponseFormat, check_format
 
 # Violations beyond this many in one list are not collected: a status carries fewer anyway.
 _MAX_PER_LIST = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Bounds of one number. `high` may be the name of a `Limits` attribute.
-
-    Attributes:
-        open_low: whether `low` itself is refused.
-        default: what an unset field means, for the documentation.
-    """
-
-    field: str
-    low: int
-    high: int | str
-    default: str
-    open_low: bool = False
-
-    def most(self, limits: Limits) -> int:
-        return int(getattr(limits, self.high)) if isinstance(self.high, str) else self.high
-
-    def constraint(self, high: int) -> str:
-        return f"range({'>' if self.open_low else ''}{self.low}..={high})"
-
-
-RULES = (
-    Rule("max_tokens", 1, "max_tokens_out", "the highest allowed, capped by the context that the prompt leaves"),
-    Rule("temperature", 0, 2, "1; 0 is greedy"),
-    Rule("top_p", 0, 1, "1 (off)", open_low=True),
-    Rule("top_k", 0, "vocab_size", "0 (off)"),
-    Rule("min_p", 0, 1, "0 (off)"),
-    Rule("repetition_penalty", 0, 2, "1 (off)", open_low=True),
-    Rule("frequency_penalty", -2, 2, "0 (off)"),
-    Rule("presence_penalty", -2, 2, "0 (off)"),
-    Rule("logprobs", 0, 20, "no log-probabilities"),
-    Rule("seed", 0, MAX_SEED, "drawn by the worker"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +35,7 @@ class Limits:
     Attributes:
         max_tokens_in: most prompt tokens; 0 for no bound but the context.
         max_token_bytes: length of the longest vocabulary entry, bytes.
+        max_grammar_bytes: longest response format, bytes.
     """
 
     max_prompt_chars: int
@@ -77,6 +45,7 @@ class Limits:
     vocab_size: int
     context_length: int
     max_token_bytes: int
+    max_grammar_bytes: int = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +70,22 @@ class RawRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     detach: bool = False
     attach_token: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    response_format: ResponseFormat | None = None
 
 
-def check_request(request: RawRequest, limits: Limits, count_tokens: Callable[[str], int]) -> None:
-    """Checks everything but the fit into the context.
+def check_request(
+    request: RawRequest,
+    limits: Limits,
+    count_tokens: Callable[[str], int],
+    also: Iterable[FieldViolation] = (),
+) -> None:
+    """Checks everything but the fit into the context, and whether a response format can be compiled.
 
     Args:
         count_tokens: tokens of a text by the model's tokenizer; called on stop strings only, once they are known short.
+        also: violations found elsewhere, to be reported with the others.
 
     Raises:
         TokenwireError: INVALID_REQUEST with every violation.
@@ -119,6 +97,9 @@ def check_request(request: RawRequest, limits: Limits, count_tokens: Callable[[s
         *_check_stops(request.stop, limits, count_tokens),
         *_check_logit_bias(request.logit_bias, limits),
         *_check_detach(request),
+        *_check_cache_salt(request.cache_salt),
+        *check_format(request.response_format, limits.max_grammar_bytes),
+        *also,
     ]
     if violations:
         raise invalid_request(violations)
@@ -297,11 +278,18 @@ def _check_logit_bias(biases: Mapping[int, float], limits: Limits) -> Iterator[F
         if not 0 <= token < limits.vocab_size:
             yield _outside_vocabulary(name, token, limits)
         bias = biases[token]
+        constraint = f"range(-{MAX_LOGIT_BIAS}..={MAX_LOGIT_BIAS})"
         if not math.isfinite(bias):
-            yield FieldViolation(name, "FINITE", "range(-100..=100)", "must be a finite number", str(bias))
-        elif not -100 <= bias <= 100:
-            message = f"must be at least -100 and at most 100, not {bias:.7g}"
-            yield FieldViolation(name, "RANGE", "range(-100..=100)", message, f"{bias:.7g}")
+            yield FieldViolation(name, "FINITE", constraint, "must be a finite number", str(bias))
+        elif abs(bias) > MAX_LOGIT_BIAS:
+            message = f"must be at least -{MAX_LOGIT_BIAS} and at most {MAX_LOGIT_BIAS}, not {bias:.7g}"
+            yield FieldViolation(name, "RANGE", constraint, message, f"{bias:.7g}")
+
+
+def _check_cache_salt(salt: str | None) -> Iterator[FieldViolation]:
+    if salt is not None and not 1 <= len(salt) <= MAX_CACHE_SALT_CHARS:
+        message = f"must have 1 to {MAX_CACHE_SALT_CHARS} characters"
+        yield FieldViolation("cache_salt", "LENGTH", f"length(1..={MAX_CACHE_SALT_CHARS})", message, str(len(salt)))
 
 
 def _show(value: int | float) -> str:
@@ -318,16 +306,3 @@ def _outside_vocabulary(name: str, token: int, limits: Limits) -> FieldViolation
 
 def _too_many(name: str, limit: int) -> FieldViolation:
     return FieldViolation(name, "MAX_COUNT", f"max_count({limit})", f"must have at most {limit} entries")
-
-
-def markdown_table() -> str:
-    """The numeric bounds as docs/limits.md shows them."""
-    named = {"max_tokens_out": "`max_tokens_out` (2048)", "vocab_size": "the vocabulary's size"}
-    lines = ["| Field | Least | Most | Unset means |", "|---|---|---|---|"]
-    for rule in RULES:
-        high = (
-            named[rule.high] if isinstance(rule.high, str) else "2^64 − 1" if rule.field == "seed" else str(rule.high)
-        )
-        low = f"above {rule.low}" if rule.open_low else str(rule.low).replace("-", "−")
-        lines.append(f"| `{rule.field}` | {low} | {high} | {rule.default} |")
-    return "\n".join(lines) + "\n"

@@ -1,0 +1,81 @@
+"""A request's response format: what can be said of it without compiling it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokenwire.bounds import GRAMMARS, MAX_GRAMMAR_DEPTH
+from tokenwire.errors import FieldViolation
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """The formal language that the answer must belong to.
+
+    Attributes:
+        kind: one of `GRAMMARS`, or empty if the client set none of them.
+        text: the grammar in that kind's own syntax.
+    """
+
+    kind: str
+    text: str
+
+    @property
+    def field(self) -> str:
+        return f"response_format.{self.kind}" if self.kind else "response_format"
+
+    def violation(self, reason: str, constraint: str, message: str, value: str | None = None) -> FieldViolation:
+        return FieldViolation(self.field, reason, constraint, message, value)
+
+
+def check_format(wanted: ResponseFormat | None, max_bytes: int) -> Iterator[FieldViolation]:
+    """Its violations, as far as they show without compiling."""
+    if wanted is None:
+        return
+    if wanted.kind not in GRAMMARS:
+        names = ", ".join(GRAMMARS)
+        yield wanted.violation("ONE_OF", f"one_of({names})", f"give exactly one of {names}")
+        return
+    size = len(wanted.text.encode("utf-8", "replace"))
+    if size > max_bytes:
+        message = f"must have at most {max_bytes} bytes"
+        yield wanted.violation("GRAMMAR_TOO_COMPLEX", f"bytes(1..={max_bytes})", message, str(size))
+    elif not wanted.text:
+        yield wanted.violation("NON_EMPTY", "non_empty", "must not be empty")
+    elif "\0" in wanted.text:
+        yield wanted.violation("GRAMMAR_INVALID", "no_nul", "must not hold U+0000; write it as an escape")
+    elif wanted.kind == "json_schema":
+        yield from _check_schema(wanted)
+
+
+def _check_schema(wanted: ResponseFormat) -> Iterator[FieldViolation]:
+    too_deep = wanted.violation(
+        "GRAMMAR_TOO_COMPLEX", f"depth({MAX_GRAMMAR_DEPTH})", f"must not nest more than {MAX_GRAMMAR_DEPTH} deep"
+    )
+    try:
+        schema = json.loads(wanted.text)
+    except RecursionError:
+        yield too_deep
+        return
+    except ValueError:
+        yield wanted.violation("GRAMMAR_INVALID", "json", "must be JSON")
+        return
+    if not isinstance(schema, dict):
+        yield wanted.violation("GRAMMAR_INVALID", "object", "must be a JSON object")
+    elif _depth(schema) > MAX_GRAMMAR_DEPTH:
+        yield too_deep
+
+
+def _depth(value: object) -> int:
+    """How many objects and arrays stand inside one another; looks no further than what is too deep."""
+    depth = 0
+    level = [value]
+    while depth <= MAX_GRAMMAR_DEPTH:
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        if not containers:
+            break
+        depth += 1
+        level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
