@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +68,35 @@ class Settings(BaseModel):
     )
     admin_host: str = Field("127.0.0.1", min_length=1, max_length=253, description="address of the admin port")
     allow_remote: bool = Field(
-        False, description="listen on other than loopback addresses; needs an API key or TLS client certificates"
+        False, description="listen on other than loopback addresses; needs API keys or TLS client certificates"
+    )
+
+    api_keys_file: str = Field("", description="file of API keys, made by `tokenwire keys`; every call then needs one")
+    tls_cert_file: str = Field("", description="PEM file with the certificate to serve TLS with, and its chain")
+    tls_key_file: str = Field("", description="PEM file with that certificate's private key")
+    tls_client_ca_file: str = Field(
+        "", description="PEM file with the roots of client certificates; every connection then needs one"
+    )
+    requests_per_minute: int = Field(
+        0, ge=0, le=10**9, description="most generations of one credential in any 60 seconds; 0: no limit"
+    )
+    tokens_per_minute: int = Field(
+        0,
+        ge=0,
+        le=10**12,
+        description="most tokens in and out of one credential in any 60 seconds; 0: no limit",
+    )
+    concurrent_requests: int = Field(
+        0, ge=0, le=10**6, description="most generations of one credential open at one time; 0: no limit"
+    )
+    total_requests_per_minute: int = Field(
+        0, ge=0, le=10**9, description="most generations of all together in any 60 seconds; 0: no limit"
+    )
+    total_tokens_per_minute: int = Field(
+        0, ge=0, le=10**12, description="most tokens of all together in any 60 seconds; 0: no limit"
+    )
+    total_concurrent_requests: int = Field(
+        0, ge=0, le=10**6, description="most generations of all together open at one time; 0: no limit"
     )
 
     max_tokens_in: int = Field(0, ge=0, le=2**20, description="most prompt tokens; 0: what the context holds")
@@ -175,15 +203,19 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         problems = []
         if self.allow_remote:
-            problems.append(
-                "allow_remote: needs an API key or TLS client certificates, and this version has neither: "
-                "listen on a loopback address"
-            )
+            if not (self.api_keys_file or self.tls_client_ca_file):
+                needs = "API keys (api_keys_file) or client certificates (tls_client_ca_file)"
+                problems.append(f"allow_remote: needs {needs}")
         else:
             for name in ("host", "probe_host", "admin_host"):
                 address = getattr(self, name)
                 if address and not is_loopback(address):
                     problems.append(f"{name}: {address!r} is not a loopback address, which needs allow_remote")
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            given, missing = ("cert", "key") if self.tls_cert_file else ("key", "cert")
+            problems.append(f"tls_{given}_file: needs tls_{missing}_file beside it")
+        elif self.tls_client_ca_file and not self.tls_cert_file:
+            problems.append("tls_client_ca_file: needs tls_cert_file and tls_key_file beside it")
         if self.gpu_device is not None and (self.device == "cpu" or ":" in self.device):
             problems.append(f"gpu_device: has no meaning beside device={self.device}")
         if problems:
@@ -213,6 +245,7 @@ def load_settings(
     flags: Mapping[str, object] | None = None,
     config_file: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    check_files: Callable[[Mapping[str, object]], list[str]] | None = None,
 ) -> Settings:
     """Merges the sources and checks the result.
 
@@ -220,6 +253,7 @@ def load_settings(
         flags: values given on the command line, by setting name; None means not given.
         config_file: a TOML file with settings at its top level.
         environ: the environment; default: the process's.
+        check_files: given the merged values by setting name, says what is wrong with the files that they name.
 
     Raises:
         ConfigError: with every problem found.
@@ -246,6 +280,8 @@ def load_settings(
             add(name, value, "--" + name.replace("_", "-"))
 
     settings = _validate(values, origin, problems)
+    if check_files is not None:
+        problems += check_files(values)
     if settings is None or problems:
         raise ConfigError(problems)
     return settings

@@ -209,6 +209,8 @@ class TokenwireError(Exception):
         limit, actual: what was exceeded and by what, for CONTEXT_LENGTH_EXCEEDED and KV_CAPACITY.
         retry_after_ms: when a retry may help; default `RETRY_AFTER_MS` for codes that push back.
         phase: of the worker, for UNAVAILABLE.
+        quota: which limit of use was reached, such as `requests_per_minute`, for OVERLOADED.
+        cause: upper case, where one code has causes that a program may want to tell apart.
     """
 
     def __init__(
@@ -221,6 +223,8 @@ class TokenwireError(Exception):
         actual: int | None = None,
         retry_after_ms: int | None = None,
         phase: str | None = None,
+        quota: str | None = None,
+        cause: str | None = None,
     ) -> None:
         row = ERRORS[code]
         self.code = code
@@ -229,6 +233,8 @@ class TokenwireError(Exception):
         self.limit = limit
         self.actual = actual
         self.phase = phase
+        self.quota = quota
+        self.cause = cause
         self.retry_after_ms = (
             None if row.pushback != "after" else RETRY_AFTER_MS if retry_after_ms is None else retry_after_ms
         )

@@ -26,10 +26,14 @@ from tokenwire.engine.async_engine import EngineFailure, watch_engine
 from tokenwire.errors import NoDeviceError, TokenwireError
 from tokenwire.observe.exposition import MetricsServer
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
+from tokenwire.rpc.credentials import server_credentials
 from tokenwire.rpc.listen import CannotBindError, bind, shown_address
 from tokenwire.rpc.server import build_health_server, build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
+from tokenwire.security.key_file import KeyFileError
+from tokenwire.security.setup import Security, build_security
+from tokenwire.security.tls import TlsError
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -43,6 +47,7 @@ EXIT_START_FAILED = 1
 EXIT_NO_DEVICE = 69
 EXIT_ENGINE_FAILED = 70
 EXIT_CANNOT_BIND = 71
+EXIT_CONFIG = 78
 
 # How long ended streams have to carry their last event away, and a dead engine's thread to stop, seconds.
 FLUSH_SECONDS = 2.0
@@ -120,12 +125,18 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
     )
 
     with ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer") as pool:
-        server = build_server(settings, state, pool)
-        ports = _Ports(settings)
+        try:
+            security = build_security(settings)
+        except (KeyFileError, TlsError) as error:  # they were right when the settings were read
+            log.error("error", code="CONFIG", message=str(error))
+            return EXIT_CONFIG
+        loop.add_signal_handler(signal.SIGHUP, security.reload)
+        server = build_server(settings, state, pool, security.guard)
+        ports = _Ports(settings, security)
         try:
             port = await ports.open_grpc("grpc", server, settings.host, settings.port)
             await _open_probes(ports, settings, state)
-            log.info("listening", host=settings.host, port=port, **ports.others())
+            log.info("listening", host=settings.host, port=port, **ports.others(), **security.describe())
             model = await _load_model(settings, load, state, signals, die)
             if model is None:
                 log.info("shutdown", during="loading")
@@ -156,20 +167,28 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
 class _Ports:
     """What this worker listens on, by purpose; closed in reverse."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, security: Security) -> None:
         self._settings = settings
+        self._security = security
         self._open: dict[str, int] = {}
         self._servers: list[grpc.aio.Server | MetricsServer] = []
 
-    async def open_grpc(self, purpose: str, server: grpc.aio.Server, host: str, port: int) -> int:
+    async def open_grpc(
+        self, purpose: str, server: grpc.aio.Server, host: str, port: int, *, plain: bool = False
+    ) -> int:
         """Binds and starts a server; returns its port.
+
+        Args:
+            plain: without TLS even where the worker has certificates.
 
         Raises:
             StartError: the address cannot be bound.
         """
         self._servers.append(server)
+        certificates = None if plain else self._security.certificates
+        credentials = server_credentials(certificates) if certificates is not None else None
         try:
-            self._open[purpose] = bind(server, host, port)
+            self._open[purpose] = bind(server, host, port, credentials)
         except CannotBindError as error:
             raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", str(error)) from error
         await server.start()
@@ -201,7 +220,7 @@ async def _open_probes(ports: _Ports, settings: Settings, state: WorkerState) ->
     if settings.metrics_port is not None:
         ports.open_metrics(state.metrics.registry, host, settings.metrics_port)
     if settings.health_port is not None:
-        await ports.open_grpc("health", build_health_server(settings, state), host, settings.health_port)
+        await ports.open_grpc("health", build_health_server(settings, state), host, settings.health_port, plain=True)
 
 
 async def _load_model(

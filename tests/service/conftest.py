@@ -20,6 +20,7 @@ from tokenwire.engine.fake import FakeEngine, FakeJob
 from tokenwire.rpc.server import build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
+from tokenwire.security.guard import Guard
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc
 
@@ -96,13 +97,14 @@ async def start_worker() -> AsyncIterator[StartWorker]:
         ready: bool = True,
         limits: Limits = LIMITS,
         settings: Settings | None = None,
+        guard: Guard | None = None,
         channel_options: Sequence[tuple[str, Any]] = (),
     ) -> Worker:
         fake = fake or FakeEngine()
         text, state, pool = FakeText(), WorkerState(model="test-model"), ThreadPoolExecutor(4)
         engine = AsyncEngine(fake, remembered_jobs=3)
         engine.attach()
-        server = build_server(settings or load_settings(environ={}), state, pool)
+        server = build_server(settings or load_settings(environ={}), state, pool, guard)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         if ready:

@@ -25,13 +25,14 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "client": {"v1"},
     "bench": {"client"},
     "observe": {"config", "errors"},
+    "security": {"observe", "config", "errors"},
     "models": {"config", "errors", "_native"},
     "text": {"errors", "_native"},
     "engine": {"text", "models", "config", "errors", "_native"},
-    "rpc": {"engine", "text", "bounds", "errors", "observe", "config", "v1"},
-    "gateway": {"client", "bounds", "errors", "observe", "config", "v1"},
-    "server": {"rpc", "gateway", "engine", "text", "models", "observe", "config", "errors", "_native"},
-    "cli": {"server", "client", "bench", "models", "bounds", "config", "errors", "_native"},
+    "rpc": {"security", "engine", "text", "bounds", "errors", "observe", "config", "v1"},
+    "gateway": {"security", "client", "bounds", "errors", "observe", "config", "v1"},
+    "server": {"security", "rpc", "gateway", "engine", "text", "models", "observe", "config", "errors", "_native"},
+    "cli": {"security", "server", "client", "bench", "models", "bounds", "config", "errors", "_native"},
 }
 
 # Parts that must not know a protocol or a library.
@@ -41,6 +42,7 @@ FOREIGN_TO: dict[str, set[str]] = {
     "models": {"grpc", "google", "typer"},
     "config": {"grpc", "google", "typer"},
     "errors": {"grpc", "google"},
+    "security": {"grpc", "google", "typer"},
     "client": {"pydantic", "typer", "rich", "tokenizers", "structlog"},
     "bench": {"grpc", "google", "pydantic", "typer", "rich", "tokenizers", "structlog"},
     "cli": {"grpc", "google", "tokenizers"},

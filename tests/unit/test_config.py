@@ -59,7 +59,7 @@ def test_other_addresses_are_refused(host: str) -> None:
 
 
 def test_allow_remote_without_a_credential_is_refused() -> None:
-    assert "API key or TLS client certificates" in problems_of(flags={"host": "0.0.0.0", "allow_remote": True})
+    assert "needs API keys" in problems_of(flags={"host": "0.0.0.0", "allow_remote": True})
 
 
 def test_a_kubernetes_service_link_is_not_a_port() -> None:

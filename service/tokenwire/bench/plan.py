@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenwire.bench.load import Record, closed_loop, num_connections, open_loop, poisson_offsets, random_prompt
-from tokenwire.bench.worker import WorkerLoad
+from tokenwire.bench.worker import OpenClient, WorkerLoad
 
 # Prompts of the warm-up have numbers that no measured request has.
 WARM_UP_FROM = 2**32
@@ -36,11 +36,14 @@ class Plan:
     processes: int = 1
 
 
-async def run_share(plan: Plan, vocab_size: int, index: int, begin: Callable[[], object]) -> list[Record]:
+async def run_share(
+    plan: Plan, vocab_size: int, index: int, begin: Callable[[], object], open_client: OpenClient | None = None
+) -> list[Record]:
     """Sends every `plan.processes`-th request, from number `index` on.
 
     Args:
         vocab_size: of the worker's model.
+        open_client: makes the clients; default: plain ones of `plan.target`.
         begin: called between the warm-up and the measured requests; may block until the other shares are there too.
     """
     step = plan.processes
@@ -51,7 +54,7 @@ async def run_share(plan: Plan, vocab_size: int, index: int, begin: Callable[[],
         return random_prompt(number, plan.prompt_tokens, vocab_size, plan.seed)
 
     load = WorkerLoad(
-        plan.target,
+        open_client or plan.target,
         connections=max(1, _part(plan.connections, index, step)) if plan.connections else num_connections(concurrency),
         prompts=prompt,
         max_tokens=plan.max_tokens,

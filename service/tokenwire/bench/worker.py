@@ -14,6 +14,8 @@ from tokenwire.client import AsyncClient, End, Metrics, Started, Token, Tokenwir
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+OpenClient = Callable[[float | None, Sequence[tuple[str, int | str]]], AsyncClient]
+
 # A prompt by request number: text, or token ids that are used as they are.
 Prompts = Callable[[int], str | Sequence[int]]
 
@@ -22,7 +24,7 @@ class WorkerLoad:
     """Sends prompts over gRPC; its `send` is what a loop of `tokenwire.bench.load` takes.
 
     Args:
-        target: `host:port`.
+        target: `host:port`, or what opens a client to the worker, given a deadline in seconds and channel options.
         connections: how many carry the streams, in turns.
         prompts: text or token ids by request number.
         max_tokens, temperature: of every request.
@@ -32,7 +34,7 @@ class WorkerLoad:
 
     def __init__(
         self,
-        target: str,
+        target: str | OpenClient,
         *,
         connections: int,
         prompts: Prompts,
@@ -55,7 +57,12 @@ class WorkerLoad:
         for _ in range(self._num_connections):
             # Channels to one address share a connection unless each keeps its own.
             options = (("grpc.use_local_subchannel_pool", 1),)
-            client = AsyncClient(self._target, timeout_s=self._timeout_s, options=options)
+            target = self._target
+            client = (
+                AsyncClient(target, timeout_s=self._timeout_s, options=options)
+                if isinstance(target, str)
+                else target(self._timeout_s, options)
+            )
             self._clients.append(await self._stack.enter_async_context(client))
         return self
 

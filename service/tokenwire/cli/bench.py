@@ -22,13 +22,13 @@ from tokenwire.bench.load import Record, num_connections
 from tokenwire.bench.plan import Plan, run_share
 from tokenwire.bench.summary import Distribution, Summary
 from tokenwire.cli import options
+from tokenwire.cli.connection import Connection
 from tokenwire.cli.output import CliError, ExitCode, note, print_rpc_error, printable
-from tokenwire.client import AsyncClient, HealthReport, TokenwireRpcError
-from tokenwire.client.request import DEFAULT_TARGET
+from tokenwire.client import HealthReport, TokenwireRpcError
 
 
 def bench(
-    target: options.Target = DEFAULT_TARGET,
+    connection: Connection,
     requests: Annotated[int, typer.Option(help="Requests to send and measure.", min=1)] = 64,
     concurrency: Annotated[
         int, typer.Option(help="Closed loop: clients, each sends when its last answer ended.", min=1, max=10_000)
@@ -74,7 +74,7 @@ def bench(
     # An open loop has no bound on its streams; several connections keep most of them clear of a connection's limit.
     streams = concurrency if rate is None else min(requests, 400)
     plan = Plan(
-        target=target,
+        target=connection.target,
         requests=requests,
         concurrency=concurrency,
         rate=rate,
@@ -89,15 +89,15 @@ def bench(
         processes=min(processes, requests, concurrency),
     )
     try:
-        worker = asyncio.run(_ask(plan))
+        worker = asyncio.run(_ask(plan, connection))
         if plan.processes > 1:
-            records = run_fleet(plan, worker.vocab_size)
+            records = run_fleet(plan, worker.vocab_size, connection.async_client)
         else:
-            records = asyncio.run(run_share(plan, worker.vocab_size, 0, lambda: None))
+            records = asyncio.run(run_share(plan, worker.vocab_size, 0, lambda: None, connection.async_client))
     except FleetError as error:
         raise CliError(str(error)) from error
     except TokenwireRpcError as error:
-        print_rpc_error(error, target)
+        print_rpc_error(error, connection.target)
         raise typer.Exit(ExitCode.FAILED) from None
     summary = Summary.of(records)
     if json_file is not None:
@@ -111,13 +111,13 @@ def bench(
         raise CliError(f"no request completed: {codes}")
 
 
-async def _ask(plan: Plan) -> HealthReport:
+async def _ask(plan: Plan, connection: Connection) -> HealthReport:
     """The worker's facts.
 
     Raises:
         CliError: it is not ready, or its context is too short for the plan.
     """
-    async with AsyncClient(plan.target) as client:
+    async with connection.async_client() as client:
         worker = await client.health()
     if worker.phase != "ready":
         raise CliError(f"the worker is {worker.phase}", "try again once `tokenwire health` shows it ready")

@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from tokenwire.cli import options
+from tokenwire.cli.connection import Connection
 from tokenwire.cli.generate import TextPrinter
 from tokenwire.cli.output import ExitCode, note, print_error, print_rpc_error
 from tokenwire.client import Client, Message, SamplingParams, TokenwireRpcError
-from tokenwire.client.request import DEFAULT_TARGET
 
 HELP = "/exit leaves, /reset forgets the conversation, /system TEXT sets the system message, Ctrl-C stops an answer"
 
 
 def chat(
-    target: options.Target = DEFAULT_TARGET,
+    connection: Connection,
     system: Annotated[str | None, typer.Option(help="System message.", metavar="TEXT")] = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
@@ -37,8 +37,8 @@ def chat(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    with Client(target) as client:
-        conversation = Conversation(client, target, params, system)
+    with connection.client() as client:
+        conversation = Conversation(client, connection.target, params, system)
         interactive = sys.stdin.isatty()
         if interactive:
             import readline  # noqa: F401  (gives input() line editing and history)

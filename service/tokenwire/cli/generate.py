@@ -14,9 +14,9 @@ from typing import Annotated, TextIO
 import typer
 
 from tokenwire.cli import options
+from tokenwire.cli.connection import Connection
 from tokenwire.cli.output import CliError, ExitCode, note, print_rpc_error, write_text
 from tokenwire.client import (
-    Client,
     End,
     Event,
     Message,
@@ -26,14 +26,13 @@ from tokenwire.client import (
     Token,
     TokenwireRpcError,
 )
-from tokenwire.client.request import DEFAULT_TARGET
 
 
 def generate(
+    connection: Connection,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The prompt; `-` reads it from stdin.", show_default=False)
     ],
-    target: options.Target = DEFAULT_TARGET,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; apply no chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="System message before the prompt.", metavar="TEXT")] = None,
     max_tokens: options.MaxTokens = None,
@@ -76,7 +75,7 @@ def generate(
     }
     messages: list[Message] = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": text})
-    with Client(target, timeout_s=timeout) as client:
+    with connection.client(timeout) as client:
         # On a terminal the shell's prompt must not stick to the text; into a pipe goes the text alone.
         printer = JsonPrinter() if as_json else TextPrinter(end_line=sys.stdout.isatty())
         try:
@@ -85,7 +84,7 @@ def generate(
                     printer.show(event)
         except TokenwireRpcError as error:
             printer.fail(error)
-            print_rpc_error(error, target)
+            print_rpc_error(error, connection.target)
             raise typer.Exit(ExitCode.FAILED) from None
         except KeyboardInterrupt:
             printer.interrupt()

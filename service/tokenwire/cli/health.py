@@ -9,22 +9,23 @@ from typing import Annotated
 import typer
 
 from tokenwire.cli import options
+from tokenwire.cli.connection import Connection
 from tokenwire.cli.output import ExitCode, print_facts, print_rpc_error
-from tokenwire.client import Client, HealthReport, TokenwireRpcError
-from tokenwire.client.request import DEFAULT_TARGET, HEALTH_TIMEOUT_S
+from tokenwire.client import HealthReport, TokenwireRpcError
+from tokenwire.client.request import HEALTH_TIMEOUT_S
 
 
 def health(
-    target: options.Target = DEFAULT_TARGET,
+    connection: Connection,
     timeout: Annotated[float, typer.Option(help="Give up after this many seconds.", min=0)] = HEALTH_TIMEOUT_S,
     as_json: options.Json = False,
 ) -> None:
     """Show the worker's state. Exit code 0 if it is healthy, 1 if not or if it cannot be reached."""
-    with Client(target) as client:
+    with connection.client() as client:
         try:
             report = client.health(timeout_s=timeout)
         except TokenwireRpcError as error:
-            print_rpc_error(error, target)
+            print_rpc_error(error, connection.target)
             raise typer.Exit(ExitCode.FAILED) from None
     if as_json:
         print(json.dumps(dataclasses.asdict(report), ensure_ascii=False))

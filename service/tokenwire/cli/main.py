@@ -10,9 +10,11 @@ import typer
 from tokenwire import __version__
 from tokenwire.cli.bench import bench
 from tokenwire.cli.chat import chat
+from tokenwire.cli.connection import with_connection
 from tokenwire.cli.generate import generate
 from tokenwire.cli.health import health
 from tokenwire.cli.info import build_line, info
+from tokenwire.cli.keys import app as keys_app
 from tokenwire.cli.output import CliError, ExitCode, configure_streams, print_error
 from tokenwire.cli.pull import pull
 from tokenwire.cli.serve import serve
@@ -49,12 +51,13 @@ def root(
 
 
 app.command()(with_setting_flags(serve))
-app.command()(generate)
-app.command()(chat)
+app.command()(with_connection(generate))
+app.command()(with_connection(chat))
 app.command()(pull)
-app.command()(bench)
-app.command()(health)
+app.command()(with_connection(bench))
+app.command()(with_connection(health))
 app.command()(info)
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:

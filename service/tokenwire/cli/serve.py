@@ -18,12 +18,14 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> None:
     Every flag can be set as TOKENWIRE_NAME in the environment or as name in the --config file too; a flag wins over the
     environment, the environment over the file. Defaults stand in brackets.
     """
-    settings = load_or_exit(config, flags)
+    # Here, not above: the other commands start faster without the service.
+    from tokenwire.security.setup import file_problems
+
+    settings = load_or_exit(config, flags, file_problems)
     if not settings.model:
         print_error("there is no model to serve", "name one: `tokenwire serve --model smollm2`")
         raise typer.Exit(ExitCode.CONFIG)
     load_native()
-    # Here, not above: the other commands start faster without the service.
     from tokenwire.server import run
 
     raise typer.Exit(run(settings))

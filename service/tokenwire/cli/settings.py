@@ -39,10 +39,14 @@ def with_setting_flags(command: Callable[[Path | None, Mapping[str, object]], No
     return run
 
 
-def load_or_exit(config: Path | None, flags: Mapping[str, object]) -> Settings:
+def load_or_exit(
+    config: Path | None,
+    flags: Mapping[str, object],
+    check_files: Callable[[Mapping[str, object]], list[str]] | None = None,
+) -> Settings:
     """The settings in force; a bad configuration ends the command with exit code 78 and every problem listed."""
     try:
-        return load_settings(flags, config)
+        return load_settings(flags, config, check_files=check_files)
     except ConfigError as error:
         count = len(error.problems)
         print_error(

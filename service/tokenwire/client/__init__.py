@@ -1,6 +1,7 @@
 """A typed client of a tokenwire worker. It needs grpcio and the generated stubs, never the compiled engine."""
 
 from tokenwire.client.aio import AsyncClient, AsyncExecuteStream
+from tokenwire.client.auth import channel_credentials
 from tokenwire.client.errors import FieldViolation, TokenwireRpcError
 from tokenwire.client.events import (
     CancelResult,
@@ -37,4 +38,5 @@ __all__ = [
     "TokenLogprob",
     "TokenwireRpcError",
     "TopLogprob",
+    "channel_credentials",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from tokenwire.client.auth import key_metadata
 from tokenwire.client.errors import TokenwireRpcError, error_from_status
 from tokenwire.client.events import (
     CancelResult,
@@ -99,8 +100,9 @@ class Client:
 
     Args:
         target: `host:port`, or any gRPC target.
-        credentials: for TLS; None is plain text.
-        metadata: sent with every call, such as an `authorization` header.
+        credentials: for TLS, as `channel_credentials` makes them; None is plain text.
+        api_key: shown with every call; a worker reads it in clear unless there is TLS.
+        metadata: sent with every call.
         timeout_s: deadline of a generation in seconds; None waits as long as the worker allows.
         options: gRPC channel options beside, or instead of, the client's own.
     """
@@ -110,11 +112,12 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
         metadata: Sequence[tuple[str, str]] = (),
         timeout_s: float | None = None,
         options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
-        self._metadata = tuple(metadata)
+        self._metadata = (*key_metadata(api_key), *metadata)
         self._timeout_s = timeout_s
         self._channel = (
             grpc.insecure_channel(target, channel_options(target, options))

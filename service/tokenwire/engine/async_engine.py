@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from tokenwire.engine.native import NativeEngine, NativeJob, NativeStats
 from tokenwire.engine.residency import watch_residency
 from tokenwire.engine.stream import CancelOutcome, CancelResult, ErrorFactory, JobSpec, JobStream
 from tokenwire.errors import TokenwireError
+
+# A job's owner and its id.
+JobKey = tuple[str, str]
 
 CANCEL_WAIT_S = 1.0
 FLUSH_WAIT_S = 2.0
@@ -27,9 +31,9 @@ class AsyncEngine:
 
     def __init__(self, native: NativeEngine, *, remembered_jobs: int = 4096) -> None:
         self._native = native
-        self._live: dict[str, JobStream] = {}
+        self._live: dict[JobKey, JobStream] = {}
         self._by_handle: dict[int, JobStream] = {}
-        self._finished: OrderedDict[str, int] = OrderedDict()
+        self._finished: OrderedDict[JobKey, int] = OrderedDict()
         self._remembered_jobs = remembered_jobs
         self._refusal: ErrorFactory | None = None
         self._idle = asyncio.Event()
@@ -53,19 +57,23 @@ class AsyncEngine:
         """Reports what lies outside the device's memory, now and every `interval_s` seconds, until cancelled."""
         await watch_residency(self._native, interval_s, report)
 
-    def open(self, job_id: str) -> JobStream:
+    def open(self, job_id: str, owner: str = "") -> JobStream:
         """Reserves a job id.
+
+        Args:
+            owner: whose the job is; each has ids of its own, and nobody can tell those of another.
 
         Raises:
             TokenwireError: ALREADY_EXISTS, or UNAVAILABLE once draining.
         """
         if self._refusal is not None:
             raise self._refusal()
-        if job_id in self._live:
+        key = (owner, job_id)
+        if key in self._live:
             raise TokenwireError("ALREADY_EXISTS")
-        stream = JobStream(job_id, self._started, self._ended)
-        self._live[job_id] = stream
-        self._finished.pop(job_id, None)
+        stream = JobStream(job_id, self._started, functools.partial(self._ended, key))
+        self._live[key] = stream
+        self._finished.pop(key, None)
         self._idle.clear()
         return stream
 
@@ -73,13 +81,14 @@ class AsyncEngine:
         """Queues the job of an open stream; see `JobStream.start`."""
         stream.start(self._native, spec)
 
-    async def cancel(self, job_id: str) -> CancelResult:
-        """Stops a job by id; after it returns no token of that job is sent. Idempotent."""
-        stream = self._live.get(job_id)
+    async def cancel(self, job_id: str, owner: str = "") -> CancelResult:
+        """Stops a job of this owner by id; after it returns no token of that job is sent. Idempotent."""
+        key = (owner, job_id)
+        stream = self._live.get(key)
         if stream is not None:
             return await stream.cancel(CANCEL_WAIT_S)
-        if job_id in self._finished:
-            return CancelResult(CancelOutcome.ALREADY_FINISHED, self._finished[job_id])
+        if key in self._finished:
+            return CancelResult(CancelOutcome.ALREADY_FINISHED, self._finished[key])
         return CancelResult(CancelOutcome.NOT_FOUND, 0)
 
     def stop_admitting(self) -> None:
@@ -145,12 +154,12 @@ class AsyncEngine:
     def _started(self, stream: JobStream, job: NativeJob) -> None:
         self._by_handle[job.handle] = stream
 
-    def _ended(self, stream: JobStream) -> None:
-        self._live.pop(stream.job_id, None)
+    def _ended(self, key: JobKey, stream: JobStream) -> None:
+        self._live.pop(key, None)
         if stream.handle is not None:
             self._by_handle.pop(stream.handle, None)
         if stream.known:
-            self._finished[stream.job_id] = stream.tokens_out
+            self._finished[key] = stream.tokens_out
             while len(self._finished) > self._remembered_jobs:
                 self._finished.popitem(last=False)
         if not self._live:

@@ -13,6 +13,8 @@ from typing import IO, Any
 
 import structlog
 
+from tokenwire.observe.redaction import redact
+
 Logger = structlog.stdlib.BoundLogger
 
 
@@ -41,7 +43,7 @@ def configure_logging(level: str, log_format: str, stream: IO[str] | None = None
 
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _RedactingFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
@@ -62,6 +64,13 @@ def configure_logging(level: str, log_format: str, stream: IO[str] | None = None
         wrapper_class=Logger,
         cache_logger_on_first_use=False,
     )
+
+
+class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    """Works on the finished line, so that no field, traceback or library gets around it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def get_logger() -> Logger:

@@ -25,6 +25,7 @@ from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.observe.collect import WorkerMetrics
 from tokenwire.observe.logging import bind_context, get_logger
 from tokenwire.observe.metrics import DISCONNECTED, OK
+from tokenwire.observe.refusals import RefusalLog
 from tokenwire.rpc import status
 
 CORRELATION_KEYS = ("x-correlation-id", "x-request-id")
@@ -65,6 +66,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: WorkerMetrics) -> None:
         self._metrics = metrics
+        self._refusals = RefusalLog()
 
     async def intercept_service(
         self,
@@ -75,7 +77,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method.rpartition("/")[2]
-        call = _Call(self._metrics, method, correlation_id(handler_call_details.invocation_metadata))
+        call = _Call(self._metrics, self._refusals, method, correlation_id(handler_call_details.invocation_metadata))
         deserialize = _guarded_deserializer(handler.request_deserializer)
         serialize = handler.response_serializer
         if handler.stream_stream is not None:
@@ -114,8 +116,9 @@ async def _parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 class _Call:
     """One call, from its arrival."""
 
-    def __init__(self, metrics: WorkerMetrics, method: str, call_id: str) -> None:
+    def __init__(self, metrics: WorkerMetrics, refusals: RefusalLog, method: str, call_id: str) -> None:
         self.metrics = metrics
+        self.refusals = refusals
         self.method = method
         self.correlation = ((CORRELATION_KEYS[0], call_id),)
         self.call_id = call_id
@@ -181,7 +184,7 @@ async def _translated(call: _Call, context: Any) -> AsyncIterator[None]:
         call.metrics.call_ended(call.method, code)
     if not call.committed:
         wall_ms = round((time.monotonic() - began) * 1000, 1)
-        get_logger().info("refused", method=call.method, code=code, wall_ms=wall_ms)
+        call.refusals.note(code, method=call.method, peer=context.peer(), wall_ms=wall_ms)
     status_code, message, trailers = status.to_abort(failure)
     await context.abort(status_code, message, (*trailers, *call.correlation))
 

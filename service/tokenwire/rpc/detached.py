@@ -64,7 +64,7 @@ class DetachedJobs:
     def __init__(self, limits: DetachLimits) -> None:
         self._limits = limits
         self._jobs: dict[bytes, DetachedJob] = {}
-        self._newest: dict[str, DetachedJob] = {}
+        self._newest: dict[tuple[str, str], DetachedJob] = {}
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class DetachedJobs:
         if previous is not None:
             self._remove(previous)
         self._jobs[job.key] = job
-        self._newest[job.job_id] = job
+        self._newest[job.owner, job.job_id] = job
         self._count(job)
         job.task = asyncio.get_running_loop().create_task(self._run(job, stream, resources, log_end))
         self._schedule(job)
@@ -112,9 +112,9 @@ class DetachedJobs:
         job.replay.check(from_index)
         return job.replay.read(from_index)
 
-    async def cancel(self, job_id: str) -> None:
-        """Stops tokens of a job to every reader, before its engine is told. On return none is sent any more."""
-        job = self._newest.get(job_id)
+    async def cancel(self, job_id: str, owner: str) -> None:
+        """Stops tokens of this owner's job to every reader, before its engine is told. On return none is sent any more."""
+        job = self._newest.get((owner, job_id))
         if job is not None:
             await job.replay.cancel(CANCEL_WAIT_S)
             self._count(job)
@@ -187,8 +187,8 @@ class DetachedJobs:
         if self._jobs.get(job.key) is not job:
             return
         del self._jobs[job.key]
-        if self._newest.get(job.job_id) is job:
-            del self._newest[job.job_id]
+        if self._newest.get((job.owner, job.job_id)) is job:
+            del self._newest[job.owner, job.job_id]
         self.num_bytes -= job.counted_bytes
         job.counted_bytes = 0
         if job.timer is not None:

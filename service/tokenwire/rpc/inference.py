@@ -23,9 +23,9 @@ from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import convert
 from tokenwire.rpc.boundary import Context, is_past_deadline, time_remaining
 from tokenwire.rpc.detached import DetachedJobs, DetachLimits
-from tokenwire.rpc.principal import PRINCIPAL
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
 from tokenwire.rpc.validate import RawRequest, check_attach, check_job_id, check_request, fit_context
+from tokenwire.security.guard import current_admission, revoked_error
 from tokenwire.text.errors import TextError
 from tokenwire.v1 import inference_pb2 as pb
 
@@ -63,19 +63,25 @@ class InferenceServicer:
         check = functools.partial(check_request, raw, serving.limits, serving.text.count_tokens, also)
         await self._in_pool(check) if raw.stop else check()
         # The id is live before the prompt is tokenised, so that Cancel and duplicates meet it from here on.
+        admission = current_admission()
+        owner = admission.principal.tenant
         with contextlib.ExitStack() as resources:
-            stream = resources.enter_context(serving.engine.open(raw.job_id))
+            stream = resources.enter_context(serving.engine.open(raw.job_id, owner))
+            admission.on_revoked(functools.partial(stream.fail, revoked_error))
             bind_context(job_id=raw.job_id, model=serving.facts.name, device=serving.facts.device)
             prompt_ids = await self._encode(serving, raw)
             spec = self._spec(serving, raw, prompt_ids, arrived, context)
+            admission.reserve_tokens(len(prompt_ids) + spec.max_tokens)
+            resources.callback(lambda: admission.settle_tokens(len(prompt_ids) + stream.tokens_out))
             serving.engine.start(stream, spec)
             _log_start(spec)
             if raw.detach:
+                resources.enter_context(admission.keep_open())
                 replay = self._detached.keep(
                     stream,
                     resources.pop_all(),
                     token=raw.attach_token or secrets.token_urlsafe(),
-                    owner=PRINCIPAL.get(),
+                    owner=owner,
                     num_prompt_tokens=len(prompt_ids),
                     log_end=self._job_ended,
                 )
@@ -103,10 +109,16 @@ class InferenceServicer:
         """Yields the serialised events of a detached job. Raises TokenwireError as `execute` does."""
         check_attach(request.job_id, request.attach_token)
         bind_context(job_id=request.job_id)
-        job = self._detached.attach(request.job_id, request.attach_token, PRINCIPAL.get(), request.from_index)
+        admission = current_admission()
+        owner = admission.principal.tenant
+        job = self._detached.attach(request.job_id, request.attach_token, owner, request.from_index)
         get_logger().info("attach", from_index=request.from_index)
         async with contextlib.aclosing(job) as events:
             async for message in events:
+                if admission.revoked:
+                    yield convert.empty_metrics_event(0)
+                    yield convert.error_event(revoked_error())
+                    raise revoked_error()
                 yield message
 
     async def cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
@@ -114,9 +126,10 @@ class InferenceServicer:
         bind_context(job_id=request.job_id)
         if self._state.serving is None:
             return pb.CancelResponse(outcome=pb.CancelResponse.OUTCOME_NOT_FOUND)
+        owner = current_admission().principal.tenant
         # Those who read a detached job have its tokens from its record, and not from the engine.
         _, result = await asyncio.gather(
-            self._detached.cancel(request.job_id), self._state.serving.engine.cancel(request.job_id)
+            self._detached.cancel(request.job_id, owner), self._state.serving.engine.cancel(request.job_id, owner)
         )
         log = get_logger().warning if result.outcome is CancelOutcome.NOT_FOUND else get_logger().info
         log("cancel", outcome=result.outcome.value, tokens_out=result.tokens_out)
@@ -183,6 +196,7 @@ class InferenceServicer:
             logprobs=-1 if raw.logprobs is None else raw.logprobs,
             stop=[stop.encode() for stop in raw.stop],
             timeout_ms=self._timeout_ms(raw, arrived, context),
+            cache_salt=current_admission().principal.cache_salt(),
             separate_events=raw.detach,
             cache_salt=(raw.cache_salt or "").encode(),
             priority=raw.priority or 0,

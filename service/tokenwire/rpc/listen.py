@@ -12,8 +12,11 @@ class CannotBindError(Exception):
     """An address cannot be listened on. `str()` is one line for a person."""
 
 
-def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
     """Makes the server listen; returns the port, which differs from `port` if that is 0.
+
+    Args:
+        credentials: for TLS; None is plain text.
 
     Raises:
         CannotBindError: the address is in use, or not this machine's.
@@ -21,6 +24,8 @@ def bind(server: grpc.aio.Server, host: str, port: int) -> int:
     shown = shown_address(host, port)
     try:
         _require_free(host.strip("[]"), port)
+        if credentials is not None:
+            return int(server.add_secure_port(shown, credentials))
         return int(server.add_insecure_port(shown))
     except OSError as error:
         raise CannotBindError(f"cannot listen on {shown}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Assembles the gRPC server: boundary outermost, then the three services, with every transport limit set."""
+"""Assembles the gRPC server: boundary outermost, the guard inside it, then the services; sets every transport limit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from grpc_health.v1 import health_pb2
 from tokenwire.config import Settings
 from tokenwire.rpc.boundary import Boundary
 from tokenwire.rpc.detached import DetachLimits
+from tokenwire.rpc.guard import GuardInterceptor
 from tokenwire.rpc.health import HealthServicer, add_health
 from tokenwire.rpc.inference import InferenceServicer, add_inference
 from tokenwire.rpc.reflection import add_reflection
 from tokenwire.rpc.state import WorkerState
+from tokenwire.security.guard import Guard
 from tokenwire.v1 import inference_pb2
 
 MAX_PING_STRIKES = 2
@@ -23,14 +25,16 @@ MAX_PING_STRIKES = 2
 HARD_METADATA_FACTOR = 2
 
 
-def build_server(settings: Settings, state: WorkerState, pool: Executor) -> grpc.aio.Server:
+def build_server(settings: Settings, state: WorkerState, pool: Executor, guard: Guard | None = None) -> grpc.aio.Server:
     """A server that is not bound or started yet.
 
     Args:
+        guard: decides on every call; None lets everyone in.
         state: answers Health at once, and Execute once it is ready.
         pool: threads for tokenising.
     """
-    server = grpc.aio.server(interceptors=(Boundary(state.metrics),), options=transport_options(settings))
+    interceptors = (Boundary(state.metrics), GuardInterceptor(guard or Guard()))
+    server = grpc.aio.server(interceptors=interceptors, options=transport_options(settings))
     detach_limits = DetachLimits(
         grace_s=settings.resume_grace_seconds,
         job_bytes=settings.resume_job_bytes,

@@ -29,7 +29,8 @@ def to_proto(error: TokenwireError) -> status_pb2.Status:
     details: list[any_pb2.Any] = []
     info = error_details_pb2.ErrorInfo(reason=error.code, domain=ERROR_DOMAIN)
     info.metadata["retriable"] = "true" if error.retriable else "false"
-    for key, value in (("limit", error.limit), ("actual", error.actual), ("phase", error.phase)):
+    facts = ("limit", "actual", "phase", "quota", "cause")
+    for key, value in ((name, getattr(error, name)) for name in facts):
         if value is not None:
             info.metadata[key] = _clip(str(value))
     if error.fields:
@@ -39,6 +40,9 @@ def to_proto(error: TokenwireError) -> status_pb2.Status:
             info.metadata["violations"] = str(len(error.fields))
         details.append(_pack(bad_request))
     details.append(_pack(info))
+    if error.quota is not None:
+        reached = error_details_pb2.QuotaFailure.Violation(subject=error.quota, description=_clip(error.message))
+        details.append(_pack(error_details_pb2.QuotaFailure(violations=[reached])))
     if error.retry_after_ms is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(error.retry_after_ms)
