@@ -6,17 +6,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tokenwire.cli import options
 from tokenwire.cli.output import CliError, ExitCode
 from tokenwire.client import AsyncClient, Client, channel_credentials
+from tokenwire.client.auth import ChannelCredentials
 from tokenwire.client.request import DEFAULT_TARGET
-
-if TYPE_CHECKING:
-    import grpc
 
 _PEM = "PEM"
 
@@ -75,7 +73,7 @@ class Connection:
     """A worker to talk to."""
 
     target: str
-    credentials: grpc.ChannelCredentials | None = field(default=None, repr=False)
+    credentials: ChannelCredentials | None = field(default=None, repr=False)
     api_key: str | None = field(default=None, repr=False)
 
     def client(self, timeout_s: float | None = None) -> Client:

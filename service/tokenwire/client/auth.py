@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import grpc
+from grpc import ChannelCredentials
 
-API_KEY_VARIABLE = "TOKENWIRE_API_KEY"
+__all__ = ["ChannelCredentials", "channel_credentials", "key_metadata"]
 
 _HEADER_VALUE = re.compile(r"[!-~]{1,1024}")
 
@@ -17,7 +18,7 @@ def channel_credentials(
     ca: str | os.PathLike[str] | None = None,
     cert: str | os.PathLike[str] | None = None,
     key: str | os.PathLike[str] | None = None,
-) -> grpc.ChannelCredentials:
+) -> ChannelCredentials:
     """Credentials for TLS.
 
     Args:
