@@ -16,6 +16,8 @@ from tokenwire.rpc.principal import PRINCIPAL
 
 from tokenwire.config import load_settings
 from tokenwire.engine.fake import FakeEngine, FakeOutcome
+from tokenwire.security.guard import Admission
+from tokenwire.security.principal import Principal, Scope
 from tokenwire.v1 import inference_pb2 as pb
 
 Request = Callable[..., pb.ExecuteRequest]
@@ -200,19 +202,19 @@ async def test_only_who_has_the_secret_may_attach(worker: Any, request_of: Reque
 async def test_another_principal_may_not_attach_even_with_the_secret(
     worker: Any, request_of: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Caller:
-        name = "alice"
+    caller = "alice"
 
-        def get(self) -> str:
-            return self.name
+    def admission() -> Admission:
+        return Admission(Principal(caller, caller, frozenset(Scope)), None, lambda _: None)
 
-    caller = Caller()
-    monkeypatch.setattr("tokenwire.rpc.inference.PRINCIPAL", caller)
-    assert PRINCIPAL.get() == ""
+    monkeypatch.setattr("tokenwire.rpc.inference.current_admission", admission)
     await begin(worker, request_of, 2)
-    caller.name = "mallory"
+    caller = "mallory"
     assert (await collect(attach(worker)))[1] is grpc.StatusCode.NOT_FOUND
-    caller.name = "alice"
+    # Nor may it stop the job, whose readers go on.
+    answer = await worker.stub.Cancel(pb.CancelRequest(job_id="job-1"))
+    assert answer.outcome == pb.CancelResponse.OUTCOME_NOT_FOUND
+    caller = "alice"
     assert text_of(await read(attach(worker), 2)) == "".join(WORDS[:2])
 
 

@@ -70,25 +70,36 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Connection:
-    """A worker to talk to."""
+    """A worker to talk to. Plain values, which can go to another process."""
 
     target: str
-    credentials: ChannelCredentials | None = field(default=None, repr=False)
+    tls: bool = False
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
     api_key: str | None = field(default=None, repr=False)
 
     def client(self, timeout_s: float | None = None) -> Client:
-        return Client(self.target, credentials=self.credentials, api_key=self.api_key, timeout_s=timeout_s)
+        return Client(self.target, credentials=self._credentials(), api_key=self.api_key, timeout_s=timeout_s)
 
     def async_client(
         self, timeout_s: float | None = None, channel_options: Sequence[tuple[str, int | str]] = ()
     ) -> AsyncClient:
         return AsyncClient(
             self.target,
-            credentials=self.credentials,
+            credentials=self._credentials(),
             api_key=self.api_key,
             timeout_s=timeout_s,
             options=channel_options,
         )
+
+    def _credentials(self) -> ChannelCredentials | None:
+        if not (self.tls or self.ca or self.cert):
+            return None
+        try:
+            return channel_credentials(self.ca, self.cert, self.key)
+        except OSError as error:
+            raise CliError(f"{error.filename} cannot be read: {error.strerror}", exit_code=ExitCode.USAGE) from error
 
 
 def connect(
@@ -102,21 +113,15 @@ def connect(
 ) -> Connection:
     """
     Raises:
-        CliError: the options do not fit together, or a file cannot be read; a key is never repeated.
+        CliError: the options do not fit together, or the key's file cannot be read; a key is never repeated.
     """
     if (cert is None) != (key is None):
         raise CliError("--cert and --key belong together", exit_code=ExitCode.USAGE)
-    credentials = None
-    if tls or ca is not None or cert is not None:
-        try:
-            credentials = channel_credentials(ca, cert, key)
-        except OSError as error:
-            raise CliError(f"{error.filename} cannot be read: {error.strerror}", exit_code=ExitCode.USAGE) from error
     if api_key is None and api_key_file is not None:
         api_key = _read_key(api_key_file)
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
         raise CliError("the API key has characters that no key has", exit_code=ExitCode.USAGE)
-    return Connection(target, credentials, api_key)
+    return Connection(target, tls, ca, cert, key, api_key)
 
 
 def with_connection(command: Callable[..., None]) -> Callable[..., None]:

@@ -113,7 +113,7 @@ class DetachedJobs:
         return job.replay.read(from_index)
 
     async def cancel(self, job_id: str, owner: str) -> None:
-        """Stops tokens of this owner's job to every reader, before its engine is told. On return none is sent any more."""
+        """Stops tokens of this owner's job to every reader, before its engine is told. On return none is sent."""
         job = self._newest.get((owner, job_id))
         if job is not None:
             await job.replay.cancel(CANCEL_WAIT_S)
