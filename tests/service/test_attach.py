@@ -12,7 +12,6 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from tokenwire.rpc.principal import PRINCIPAL
 
 from tokenwire.config import load_settings
 from tokenwire.engine.fake import FakeEngine, FakeOutcome

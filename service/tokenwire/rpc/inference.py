@@ -196,9 +196,8 @@ class InferenceServicer:
             logprobs=-1 if raw.logprobs is None else raw.logprobs,
             stop=[stop.encode() for stop in raw.stop],
             timeout_ms=self._timeout_ms(raw, arrived, context),
-            cache_salt=current_admission().principal.cache_salt(),
             separate_events=raw.detach,
-            cache_salt=(raw.cache_salt or "").encode(),
+            cache_salt=current_admission().principal.cache_salt((raw.cache_salt or "").encode()),
             priority=raw.priority or 0,
         )
 
