@@ -86,8 +86,8 @@ def test_cpu_and_gpu_agree_on_odd_shapes(tmp_path: Path, shape: dict[str, Any]) 
 
 @pytest.mark.parametrize("dtype", ["BF16", "Q8_0", "Q4_K"])
 def test_cpu_and_gpu_agree_on_qwen2(tmp_path: Path, dtype: str) -> None:
-    """Biases of q, k and v, and rotation of half-split pairs, with seven query heads to a KV head."""
-    shape: dict[str, Any] = {"n_embd": 512, "n_heads": 14, "n_kv_heads": 2, "head_dim": 64, "n_ff": 768}
+    """Biases of q, k and v, and rotation of half-split pairs, with six query heads to a KV head."""
+    shape: dict[str, Any] = {"n_embd": 512, "n_heads": 12, "n_kv_heads": 2, "head_dim": 64, "n_ff": 768}
     model = tiny_llama(tmp_path / "model.gguf", architecture="qwen2", dtype=dtype, context=512, rope_base=1e6, **shape)
     check_agreement(model.path, model.vocab_size)
 
