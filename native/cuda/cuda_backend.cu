@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "cuda/activations.h"
 #include "cuda/check.h"
 #include "cuda/fault.h"
 #include "cuda/matmul.h"
@@ -208,12 +209,13 @@ void CudaBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   rope_sin_ = upload(shape.rope_sin);
   hidden_ = workspace<float>(rows * hidden_stride_);
   square_sums_ = workspace<float>(rows * square_stride_);
-  normed_ = workspace<__half>(rows * hidden_stride_);
+  const int64_t padded_rows = padded(rows, kTokenPadding);
+  normed_ = workspace<__half>(padded_rows * hidden_stride_);
   token_factors_ = workspace<float>(rows);
   qkv_ = workspace<float>(rows * qkv_stride_);
-  attention_ = workspace<__half>(rows * attention_stride_);
+  attention_ = workspace<__half>(padded_rows * attention_stride_);
   ffn_ = workspace<float>(rows * ffn_stride_);
-  ffn_half_ = workspace<__half>(rows * ffn_stride_);
+  ffn_half_ = workspace<__half>(padded_rows * ffn_stride_);
   magnitudes_ = workspace<uint32_t>(kFusedTokens);
   logits_ = workspace<float>(limits.max_logit_rows * logits_stride_);
   partials_ = DeviceBuffer(&tracker_, Purpose::kWorkspace, kPartialBytes);
@@ -257,6 +259,7 @@ void CudaBackend::begin_step(const StepPlan& plan) {
   all_rows_wanted_ = logit_rows_ == rows_;
   max_splits_ = 1;
   for (const SequenceSlice& slice : plan.slices) {
+    if (slice.num_rows > kFewRows) continue;
     max_splits_ = std::max(max_splits_, (slice.position + slice.num_rows + kSplitKeys - 1) / kSplitKeys);
   }
   const int32_t bucket = bucket_of(rows_);
@@ -266,7 +269,8 @@ void CudaBackend::begin_step(const StepPlan& plan) {
     rows_ = logit_rows_ = bucket;
     max_splits_ = round_up_to_power_of_two(max_splits_);
   }
-  inputs_->upload(plan, rows_, stream_->get());
+  inputs_->upload(plan, rows_, one_row_each_ ? 0 : prefill_tile_rows(shape_.num_heads, shape_.num_kv_heads),
+                  stream_->get());
   if (!captured) return;
   graph_key_ = {bucket, max_splits_};
   if (graphs_.count(graph_key_) != 0) {
@@ -329,7 +333,7 @@ void CudaBackend::run(const PackedMatrix& packed, MatmulTask task) {
   task.bias = packed.bias.as<float>();
   for (const PackedPart& part : packed.parts) {
     task.part = part;
-    task.wide = task.input_kind == Input::kHalf && prefers_wide(part, packed.gate_up, task.num_tokens);
+    task.tiled = takes_tiles(task.num_tokens);
     matmul(task);
   }
 }
@@ -358,6 +362,7 @@ AttentionTask CudaBackend::attention_task(int32_t layer) const {
   task.block_stride = kv_layer_values_ * shape_.num_layers;
   task.max_splits = max_splits_;
   task.append = one_row_each_;
+  task.tiled_out = takes_tiles(rows_);
   task.partials = partials_.as<float>();
   task.arrivals = arrivals_.as<int32_t>();
   task.out_stride = attention_stride_;
@@ -383,14 +388,20 @@ void CudaBackend::attend(int32_t layer) {
   if (row_bytes > static_cast<int64_t>(kPartialBytes)) {
     throw Error(ErrorCode::kUnsupportedModel, "the context is too long for the CUDA backend's attention");
   }
+  const int32_t num_rows = one_row_each_ ? rows_ : inputs_->num_single_rows();
   const auto rows_per_launch = static_cast<int32_t>(std::min<int64_t>(fitting, 32768));
-  for (int32_t row = 0; row < rows_; row += rows_per_launch) {
-    task.step = inputs_->rows(row);
-    task.num_rows = std::min(rows_per_launch, rows_ - row);
-    task.qkv = qkv_.as<float>() + row * qkv_stride_;
-    task.out = attention_.as<__half>() + row * attention_stride_;
-    attention(task);
+  task.qkv = qkv_.as<float>();
+  task.out = attention_.as<__half>();
+  task.step = inputs_->rows(0);
+  for (int32_t first = 0; first < num_rows; first += rows_per_launch) {
+    task.num_rows = std::min(rows_per_launch, num_rows - first);
+    task.first_row = first;
+    task.single_rows = one_row_each_ ? nullptr : inputs_->single_rows();
+    attend_decode(task);
   }
+  task.row_tiles = inputs_->row_tiles();
+  task.num_row_tiles = one_row_each_ ? 0 : inputs_->num_row_tiles();
+  if (task.num_row_tiles > 0) attend_prefill(task);
 }
 
 void CudaBackend::project_add(Activation input, MatrixHandle handle) {

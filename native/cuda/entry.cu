@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "cuda/activations.h"
 #include "cuda/check.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/matmul.h"
@@ -57,8 +58,9 @@ void run_matmul_test(TwCudaMatmulTest* test) {
 
   const int64_t stride = padded(test->num_cols, 64);
   const auto tokens = static_cast<size_t>(test->num_tokens);
+  const bool tiled = test->kernel < 0 ? tw::cuda::takes_tiles(test->num_tokens) : test->kernel != 0;
   std::vector<float> rows(tokens * static_cast<size_t>(stride));
-  std::vector<__half> halves(rows.size());
+  std::vector<__half> halves(static_cast<size_t>(padded(test->num_tokens, tw::cuda::kTokenPadding) * stride));
   std::vector<uint32_t> magnitudes(tokens);
   for (size_t t = 0; t < tokens; ++t) {
     float largest = 0;
@@ -66,7 +68,8 @@ void run_matmul_test(TwCudaMatmulTest* test) {
       const float x = test->inputs[static_cast<int64_t>(t) * test->num_cols + k];
       const auto at = t * static_cast<size_t>(stride) + static_cast<size_t>(k);
       rows[at] = x;
-      halves[at] = __float2half_rn(x);
+      const int64_t pair = tw::cuda::pair_offset(tiled, static_cast<int64_t>(t), k / 2 * 2, stride);
+      halves[static_cast<size_t>(pair + k % 2)] = __float2half_rn(x);
       largest = std::max(largest, std::abs(x));
     }
     std::memcpy(&magnitudes[t], &largest, sizeof largest);
@@ -103,6 +106,9 @@ void run_matmul_test(TwCudaMatmulTest* test) {
     task.input = device_rows.as<float>();
     task.input_magnitudes = device_magnitudes.as<uint32_t>();
   } else if (test->scaled != 0) {
+    if (tiled != tw::cuda::takes_tiles(test->num_tokens)) {
+      throw tw::Error(tw::ErrorCode::kInvalidRequest, "scaled inputs come in the layout for their number");
+    }
     tw::cuda::scale_to_half(device_rows.as<float>(), stride, test->num_tokens, device_halves.as<__half>(),
                             factors.as<float>(), stream.get());
     task.token_factors = factors.as<float>();
@@ -113,11 +119,10 @@ void run_matmul_test(TwCudaMatmulTest* test) {
   task.bias = matrix.bias.as<float>();
   task.out = reinterpret_cast<float*>(out.as<uint8_t>() + kGuardBytes);
   task.out_stride = out_stride;
-  task.wide = test->wide < 0 ? tw::cuda::prefers_wide(task.part, matrix.gate_up, test->num_tokens) : test->wide != 0;
+  task.tiled = tiled;
+  task.kernel = test->kernel < 1 ? tw::cuda::Kernel::kAuto : static_cast<tw::cuda::Kernel>(test->kernel);
   task.stream = stream.get();
-  if (task.wide && task.input_kind != tw::cuda::Input::kHalf) {
-    throw tw::Error(tw::ErrorCode::kInvalidRequest, "the kernel for many tokens takes FP16 inputs");
-  }
+  TW_CUDA_CHECK(cudaDeviceSynchronize());  // a copy from pageable memory may still be on its way
   tw::cuda::matmul(task);
   stream.synchronize();
   TW_CUDA_CHECK(cudaMemcpy(host.data(), out.as<uint8_t>(), host.size(), cudaMemcpyDeviceToHost));

@@ -11,7 +11,7 @@
 // value.
 //
 // kSteps layouts (bytes of a step, then of a super):
-//   F16, BF16  2048                                           two 16-byte chunks of row r, two of row r + 8
+//   F16, BF16  2048                                           four 16-byte chunks: the fragments of the instructions
 //   F32        4096                                           FP16 head and FP16 rest, each as above
 //   Q8_0       1024 codes + 128, 64 scales                    one chunk a row
 //   Q4_0       512 nibbles, 64 scales                         word 0, 1: row r; pair P is bits 4(P%4), 16 + 4(P%4)
@@ -22,9 +22,9 @@
 //   Q6_K       512 nibbles, 256 top bits, 64 group scales | 32
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include <cstdint>
+
+#include "cuda/numerics.cuh"
 
 namespace tw::cuda {
 
@@ -32,11 +32,6 @@ constexpr int kTileRows = 16;
 constexpr int kStepInputs = 64;
 constexpr int kLaneInputs = 16;
 
-__device__ __forceinline__ uint32_t as_u32(__half2 value) { return *reinterpret_cast<uint32_t*>(&value); }
-__device__ __forceinline__ __half2 as_half2(uint32_t value) { return *reinterpret_cast<__half2*>(&value); }
-__device__ __forceinline__ uint32_t pack_half2(float low, float high) {
-  return as_u32(__halves2half2(__float2half_rn(low), __float2half_rn(high)));
-}
 __device__ __forceinline__ uint32_t broadcast_low(uint32_t pair) { return as_u32(__low2half2(as_half2(pair))); }
 __device__ __forceinline__ uint32_t broadcast_high(uint32_t pair) { return as_u32(__high2half2(as_half2(pair))); }
 
@@ -146,17 +141,16 @@ struct Float16Format {
     return kBrain ? __uint_as_float(static_cast<uint32_t>(bits) << 16) : __half2float(__ushort_as_half(bits));
   }
   __device__ static void pack(const PackLane& p) {
-    for (int half = 0; half < 2; ++half) {
-      for (int chunk = 0; chunk < 2; ++chunk) {
-        uint32_t words[4];
-        for (int i = 0; i < 4; ++i) {
-          const int k = p.k + 8 * chunk + 2 * i;
-          words[i] = p.row[half] == nullptr ? 0
-                                            : pack_half2(value(p.row[half], k) * p.factor[half],
-                                                         value(p.row[half], k + 1) * p.factor[half]);
-        }
-        reinterpret_cast<uint4*>(p.step)[(half * 2 + chunk) * 32 + p.lane] = {words[0], words[1], words[2], words[3]};
+    for (int j = 0; j < 4; ++j) {
+      uint32_t words[4];
+      for (int i = 0; i < 4; ++i) {
+        const int half = i % 2;
+        const int k = p.k + 4 * j + i / 2 * 2;
+        words[i] = p.row[half] == nullptr
+                       ? 0
+                       : pack_half2(value(p.row[half], k) * p.factor[half], value(p.row[half], k + 1) * p.factor[half]);
       }
+      reinterpret_cast<uint4*>(p.step)[j * 32 + p.lane] = {words[0], words[1], words[2], words[3]};
     }
   }
   template <Space kSpace>
@@ -169,12 +163,10 @@ struct Float16Format {
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const uint4& low = raw.chunk[j / 2];
-      const uint4& high = raw.chunk[2 + j / 2];
-      a[j][0] = j % 2 == 0 ? low.x : low.z;
-      a[j][1] = j % 2 == 0 ? high.x : high.z;
-      a[j][2] = j % 2 == 0 ? low.y : low.w;
-      a[j][3] = j % 2 == 0 ? high.y : high.w;
+      a[j][0] = raw.chunk[j].x;
+      a[j][1] = raw.chunk[j].y;
+      a[j][2] = raw.chunk[j].z;
+      a[j][3] = raw.chunk[j].w;
     }
   }
 };
@@ -192,22 +184,21 @@ struct Float32Format {
     return __uint_as_float(p[0] | p[1] << 8 | p[2] << 16 | static_cast<uint32_t>(p[3]) << 24);
   }
   __device__ static void pack(const PackLane& p) {
-    for (int half = 0; half < 2; ++half) {
-      for (int chunk = 0; chunk < 2; ++chunk) {
-        uint32_t head[4], rest[4];
-        for (int i = 0; i < 4; ++i) {
-          float x[2] = {0, 0}, h[2];
-          for (int e = 0; e < 2; ++e) {
-            if (p.row[half] != nullptr) x[e] = value(p.row[half], p.k + 8 * chunk + 2 * i + e) * p.factor[half];
-            h[e] = __half2float(__float2half_rn(x[e]));
-          }
-          head[i] = pack_half2(h[0], h[1]);
-          rest[i] = pack_half2(x[0] - h[0], x[1] - h[1]);
+    for (int j = 0; j < 4; ++j) {
+      uint32_t head[4], rest[4];
+      for (int i = 0; i < 4; ++i) {
+        const int half = i % 2;
+        float x[2] = {0, 0}, h[2];
+        for (int e = 0; e < 2; ++e) {
+          if (p.row[half] != nullptr) x[e] = value(p.row[half], p.k + 4 * j + i / 2 * 2 + e) * p.factor[half];
+          h[e] = __half2float(__float2half_rn(x[e]));
         }
-        auto* out = reinterpret_cast<uint4*>(p.step) + (half * 2 + chunk) * 32 + p.lane;
-        out[0] = {head[0], head[1], head[2], head[3]};
-        out[128] = {rest[0], rest[1], rest[2], rest[3]};
+        head[i] = pack_half2(h[0], h[1]);
+        rest[i] = pack_half2(x[0] - h[0], x[1] - h[1]);
       }
+      auto* out = reinterpret_cast<uint4*>(p.step) + j * 32 + p.lane;
+      out[0] = {head[0], head[1], head[2], head[3]};
+      out[128] = {rest[0], rest[1], rest[2], rest[3]};
     }
   }
   template <Space kSpace>

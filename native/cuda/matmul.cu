@@ -1,6 +1,7 @@
 #include "cuda/matmul.h"
 
 #include "core/error.h"
+#include "cuda/check.h"
 
 namespace tw::cuda {
 
@@ -24,16 +25,21 @@ const FormatKernels& kernels_for(DType dtype) {
   throw Error(ErrorCode::kInternal, "a storage format without CUDA kernels");
 }
 
-// The wide kernel reads weights once for 64 tokens but fills the device only with many outputs or tokens.
-bool prefers_wide(const PackedPart& part, bool, int32_t num_tokens) {
-  constexpr int64_t kFewTokens = 64;
-  constexpr int64_t kEnoughBlocks = 96;
-  const int64_t blocks = ((part.num_tiles + 15) / 16) * ((int64_t{num_tokens} + 63) / 64);
-  return num_tokens > kFewTokens && blocks >= kEnoughBlocks;
+bool has_hopper() {
+#ifdef TW_CUDA_HOPPER
+  int device = 0, major = 0, minor = 0;
+  TW_CUDA_CHECK(cudaGetDevice(&device));
+  TW_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  TW_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return major == 9 && minor == 0;
+#else
+  return false;
+#endif
 }
 
 void matmul(const MatmulTask& task) {
-  if (task.num_tokens < 1 || task.input_stride % 64 != 0 || task.part.num_splits > task.part.num_steps) {
+  if (task.num_tokens < 1 || task.input_stride % 64 != 0 || task.part.num_splits > task.part.num_steps ||
+      (task.tiled && task.input_kind != Input::kHalf)) {
     throw Error(ErrorCode::kInternal, "a matrix product of an impossible shape");
   }
   kernels_for(task.part.dtype).matmul(task);

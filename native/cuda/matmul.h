@@ -25,6 +25,9 @@ enum class Epilogue : int32_t {
   kGateUp,  // out = silu(gate) · up; the row's largest magnitude goes to `magnitudes`
 };
 
+// The kernels for many tokens: for any device (matmul_wide.cuh) or Hopper (matmul_hopper.cuh).
+enum class Kernel : int32_t { kAuto, kWide, kTall, kFlat };
+
 // Tokens whose input may be kNormed or kScaled.
 constexpr int kFusedTokens = 8;
 
@@ -54,15 +57,16 @@ struct MatmulTask {
   uint32_t* magnitudes;           // [tokens], bits of floats
   uint32_t* magnitudes_to_clear;  // [kFusedTokens] or null
 
-  bool wide;  // the kernel for many tokens; needs kHalf
+  bool tiled;     // the inputs are in the layout for many tokens (activations.h); else in rows. Needs kHalf
+  Kernel kernel;  // one for many tokens; tests name it
   cudaStream_t stream;
 };
 
-// Chooses the kernel for the task's size and launches it.
+// Launches the kernel for the inputs' layout, the task's size and the device.
 void matmul(const MatmulTask& task);
 
-// Whether matmul() would take the kernel for many tokens.
-bool prefers_wide(const PackedPart& part, bool gate_up, int32_t num_tokens);
+// Whether the current device runs, and this build has, code for sm_90a.
+bool has_hopper();
 
 // One format's kernels. Defined in matmul_instance.cu.in, one file a format.
 struct FormatKernels {

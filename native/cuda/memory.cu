@@ -81,7 +81,9 @@ DeviceBuffer::DeviceBuffer(MemoryTracker* tracker, Purpose purpose, size_t num_b
   }
   TW_CUDA_CHECK(error);
   tracker_->add(data_, purpose_, size_);
+  // Zeroed before anyone uses it: kernels run on streams that do not wait for the default one.
   TW_CUDA_CHECK(cudaMemset(data_, 0, num_bytes));
+  TW_CUDA_CHECK(cudaStreamSynchronize(nullptr));
 }
 
 DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {

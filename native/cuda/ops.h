@@ -20,17 +20,18 @@ struct NormTask {
   float epsilon;
   float gain_factor;
   const float* gain;     // [input_stride]
-  __half* out;           // [tokens, input_stride]
+  __half* out;           // [tokens, input_stride], laid out as activations.h says for so many tokens
   float* token_factors;  // [tokens]
   cudaStream_t stream;
 };
 void normalize(const NormTask& task);
 
-// out = input · 2^e with e chosen by the row's largest magnitude; token_factors gets 2^-e.
+// out = input · 2^e with e chosen by the row's largest magnitude; token_factors gets 2^-e. `out` is laid out as
+// activations.h says for so many tokens.
 void scale_to_half(const float* input, int64_t stride, int32_t num_tokens, __half* out, float* token_factors,
                    cudaStream_t stream);
 
-// --- rope.cu, attention.cu ---
+// --- rope.cu, attention_decode.cu, attention_prefill.cu ---
 
 // Where one row of a step stands. Rows with position -1 belong to no sequence.
 struct StepRows {
@@ -52,14 +53,19 @@ struct AttentionTask {
   const float* rope_sin;
   const float* qkv;  // [rows, qkv_stride], before rotation
   int64_t qkv_stride;
-  __half* cache;         // of this layer in block 0
-  int64_t block_stride;  // FP16 values between blocks
-  int32_t max_splits;    // of the rows of this launch
-  bool append;           // attention also writes the rows' own keys and values: each sequence has one row
-  float* partials;       // [rows, heads, max_splits, head_dim + 2]
-  int32_t* arrivals;     // [rows, heads], zero between launches
-  __half* out;           // [rows, out_stride]
+  __half* cache;               // of this layer in block 0
+  int64_t block_stride;        // FP16 values between blocks
+  int32_t max_splits;          // of the rows of this launch
+  bool append;                 // attention also writes the rows' own keys and values: each sequence has one row
+  float* partials;             // [rows, heads, max_splits, head_dim + 2]
+  int32_t* arrivals;           // [rows, heads], zero between launches
+  int32_t first_row;           // for decode: of num_rows
+  const int32_t* single_rows;  // for decode: the rows, from first_row on, or null: row i itself
+  const int2* row_tiles;       // for prefill: first row and number of rows, consecutive tokens of one sequence
+  int32_t num_row_tiles;
+  __half* out;  // [rows of the step, out_stride]
   int64_t out_stride;
+  bool tiled_out;  // in the layout for many tokens (activations.h)
   cudaStream_t stream;
 };
 
@@ -68,6 +74,10 @@ constexpr int kSplitKeys = 128;
 
 bool supports_head_dim(int32_t head_dim);
 void rope_append(const AttentionTask& task);
-void attention(const AttentionTask& task);
+// num_rows rows, each by itself and its splits side by side.
+void attend_decode(const AttentionTask& task);
+// All row_tiles, of at most prefill_tile_rows() rows each.
+void attend_prefill(const AttentionTask& task);
+int32_t prefill_tile_rows(int32_t num_heads, int32_t num_kv_heads);
 
 }  // namespace tw::cuda

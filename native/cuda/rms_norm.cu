@@ -1,7 +1,9 @@
 // Inputs of the kernels for many tokens: normalised or scaled rows as FP16. One block a token; reads 4 and writes 2
 // bytes a value. The results are the bits that the kernels for few tokens compute on the fly: sums of squares run over
 // 16 values in a tree, then over those sums as inverse_rms() does.
-#include "cuda/matmul_kernels.cuh"
+#include "cuda/activations.h"
+#include "cuda/launch.h"
+#include "cuda/numerics.cuh"
 #include "cuda/ops.h"
 
 namespace tw::cuda {
@@ -31,14 +33,14 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(const __grid_consta
   for (int k = 2 * static_cast<int>(threadIdx.x); k < task.input_stride; k += 2 * kThreads) {
     const float2 v = *reinterpret_cast<const float2*>(x + k);
     const float2 g = *reinterpret_cast<const float2*>(task.gain + k);
-    reinterpret_cast<uint32_t*>(task.out + token * task.input_stride)[k / 2] =
+    *reinterpret_cast<uint32_t*>(task.out + pair_offset(takes_tiles(task.num_tokens), token, k, task.input_stride)) =
         pack_half2(__fmul_rn(__fmul_rn(v.x, factor), g.x), __fmul_rn(__fmul_rn(v.y, factor), g.y));
   }
   if (threadIdx.x == 0) task.token_factors[token] = __fdiv_rn(1.0f, task.gain_factor);
 }
 
 __global__ void __launch_bounds__(kThreads)
-    scale_kernel(const float* input, int64_t stride, __half* out, float* token_factors) {
+    scale_kernel(const float* input, int64_t stride, bool tiled, __half* out, float* token_factors) {
   __shared__ uint32_t largest[kThreads / 32];
   release_successor();
   await_predecessor();
@@ -60,9 +62,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 8
   for (int k = 4 * static_cast<int>(threadIdx.x); k < stride; k += 4 * kThreads) {
     const float4 v = *reinterpret_cast<const float4*>(x + k);
-    reinterpret_cast<uint2*>(out + token * stride)[k / 4] = {
-        pack_half2(__fmul_rn(v.x, factor), __fmul_rn(v.y, factor)),
-        pack_half2(__fmul_rn(v.z, factor), __fmul_rn(v.w, factor))};
+    *reinterpret_cast<uint32_t*>(out + pair_offset(tiled, token, k, stride)) =
+        pack_half2(__fmul_rn(v.x, factor), __fmul_rn(v.y, factor));
+    *reinterpret_cast<uint32_t*>(out + pair_offset(tiled, token, k + 2, stride)) =
+        pack_half2(__fmul_rn(v.z, factor), __fmul_rn(v.w, factor));
   }
   if (threadIdx.x == 0) token_factors[token] = inverse;
 }
@@ -76,8 +79,8 @@ void normalize(const NormTask& task) {
 
 void scale_to_half(const float* input, int64_t stride, int32_t num_tokens, __half* out, float* token_factors,
                    cudaStream_t stream) {
-  launch(scale_kernel, dim3(static_cast<unsigned>(num_tokens)), dim3(kThreads), 0, stream, input, stride, out,
-         token_factors);
+  launch(scale_kernel, dim3(static_cast<unsigned>(num_tokens)), dim3(kThreads), 0, stream, input, stride,
+         takes_tiles(num_tokens), out, token_factors);
 }
 
 }  // namespace tw::cuda

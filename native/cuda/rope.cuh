@@ -26,9 +26,11 @@ __device__ __forceinline__ int64_t values_offset(const AttentionTask& task) {
   return static_cast<int64_t>(task.num_kv_heads) * 16 * task.head_dim;
 }
 
-// Writes the rotated key and the value of a row. All threads of the block take part.
+// Writes the rotated key and the value of a row to the cache and, if not null, to `key_copy` and `value_copy`. All
+// threads of the block take part.
 __device__ __forceinline__ void append_row(const AttentionTask& task, int64_t row, int kv_head, int position,
-                                           int thread, int num_threads) {
+                                           int thread, int num_threads, __half* key_copy = nullptr,
+                                           __half* value_copy = nullptr) {
   const int half = task.rope_dims / 2;
   const float* key = task.qkv + row * task.qkv_stride + static_cast<int64_t>(task.num_heads + kv_head) * task.head_dim;
   const float* value = key + static_cast<int64_t>(task.num_kv_heads) * task.head_dim;
@@ -37,8 +39,14 @@ __device__ __forceinline__ void append_row(const AttentionTask& task, int64_t ro
   const int block = task.step.tables[task.step.table_offsets[row] + position / 16];
   __half* keys = task.cache + block * task.block_stride + head_offset(task, kv_head) + position % 16 * task.head_dim;
   for (int d = thread; d < task.head_dim; d += num_threads) {
-    keys[d] = __float2half_rn(rotated(task, key, cos, sin, d));
-    keys[values_offset(task) + d] = __float2half_rn(value[d]);
+    const __half key_value = __float2half_rn(rotated(task, key, cos, sin, d));
+    const __half value_value = __float2half_rn(value[d]);
+    keys[d] = key_value;
+    keys[values_offset(task) + d] = value_value;
+    if (key_copy != nullptr) {
+      key_copy[d] = key_value;
+      value_copy[d] = value_value;
+    }
   }
 }
 

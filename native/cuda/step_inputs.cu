@@ -10,7 +10,8 @@ namespace tw::cuda {
 StepInputs::StepInputs(MemoryTracker* tracker, const ModelShape& shape, const StepLimits& limits) {
   const int64_t table = (int64_t{shape.context_length} + kBlockTokens - 1) / kBlockTokens;
   const int64_t slices = std::max(limits.max_logit_rows, 1);
-  const int64_t ints = int64_t{4} * std::max(limits.max_rows, limits.max_logit_rows) + slices * table;
+  const int64_t rows = std::max(limits.max_rows, limits.max_logit_rows);
+  const int64_t ints = 4 * rows + slices * table + 3 * rows + 1;
   host_ = PinnedBuffer(static_cast<size_t>(ints) * sizeof(int32_t));
   device_ = DeviceBuffer(tracker, Purpose::kWorkspace, host_.size());
   TW_CUDA_CHECK(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming));
@@ -20,7 +21,7 @@ StepInputs::~StepInputs() {
   if (copied_ != nullptr) (void)cudaEventDestroy(copied_);
 }
 
-void StepInputs::upload(const StepPlan& plan, int32_t padded_rows, cudaStream_t stream) {
+void StepInputs::upload(const StepPlan& plan, int32_t padded_rows, int32_t tile_rows, cudaStream_t stream) {
   TW_CUDA_CHECK(cudaEventSynchronize(copied_));
   padded_rows_ = padded_rows;
   const auto room = static_cast<int64_t>(host_.size() / sizeof(int32_t));
@@ -39,7 +40,8 @@ void StepInputs::upload(const StepPlan& plan, int32_t padded_rows, cudaStream_t 
   int64_t used = 0;
   for (const SequenceSlice& slice : plan.slices) {
     const int32_t blocks = (slice.position + slice.num_rows + kBlockTokens - 1) / kBlockTokens;
-    if (tables - ids + used + blocks > room) throw Error(ErrorCode::kInternal, "a step has too many block tables");
+    if (tables - ids + used + blocks + 3 * int64_t{padded_rows} + 1 > room)
+      throw Error(ErrorCode::kInternal, "a step has too many block tables");
     std::copy(slice.block_table, slice.block_table + blocks, tables + used);
     for (int32_t i = 0; i < slice.num_rows; ++i) {
       positions[slice.first_row + i] = slice.position + i;
@@ -47,7 +49,22 @@ void StepInputs::upload(const StepPlan& plan, int32_t padded_rows, cudaStream_t 
     }
     used += blocks;
   }
-  TW_CUDA_CHECK(cudaMemcpyAsync(device_.as<int32_t>(), ids, static_cast<size_t>(tables - ids + used) * sizeof(int32_t),
+  singles_ = tables - ids + used;
+  num_singles_ = num_tiles_ = 0;
+  for (const SequenceSlice& slice : plan.slices) {
+    for (int32_t i = 0; tile_rows > 0 && slice.num_rows <= kFewRows && i < slice.num_rows; ++i) {
+      ids[singles_ + num_singles_++] = slice.first_row + i;
+    }
+  }
+  tiles_ = (singles_ + num_singles_ + 1) / 2 * 2;
+  for (const SequenceSlice& slice : plan.slices) {
+    for (int32_t i = 0; tile_rows > 0 && slice.num_rows > kFewRows && i < slice.num_rows; i += tile_rows) {
+      ids[tiles_ + 2 * num_tiles_] = slice.first_row + i;
+      ids[tiles_ + 2 * num_tiles_++ + 1] = std::min(tile_rows, slice.num_rows - i);
+    }
+  }
+  const int64_t count = tiles_ + 2 * int64_t{num_tiles_};
+  TW_CUDA_CHECK(cudaMemcpyAsync(device_.as<int32_t>(), ids, static_cast<size_t>(count) * sizeof(int32_t),
                                 cudaMemcpyHostToDevice, stream));
   TW_CUDA_CHECK(cudaEventRecord(copied_, stream));
 }

@@ -10,6 +10,9 @@ import numpy as np
 from tokenwire import _native
 from unit.gguf_formats import FORMATS, Floats
 
+# The kernels for few tokens, for many on any device, and the two for many on Hopper.
+NARROW, WIDE, TALL, FLAT = KERNELS = range(4)
+
 _CHARS = ctypes.c_char * 64
 _MESSAGE = ctypes.c_char * 1024
 
@@ -20,7 +23,7 @@ class _Failure(ctypes.Structure):
 
 class _Matmul(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("dtype", "num_rows", "num_cols", "num_tokens", "wide", "scaled")),
+        *((name, ctypes.c_int32) for name in ("dtype", "num_rows", "num_cols", "num_tokens", "kernel", "scaled")),
         ("repeats", ctypes.c_int32),
         ("reserved", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("weights", "up", "bias", "addend", "inputs", "out")),
@@ -44,11 +47,13 @@ def matmul(
     up: bytes | None = None,
     bias: Floats | None = None,
     addend: Floats | None = None,
-    wide: int = -1,
+    kernel: int = -1,
     scaled: bool = False,
     repeats: int = 0,
 ) -> tuple[Floats, float]:
     """`inputs` `[tokens, cols]` times the transposed matrix; returns `[tokens, num_rows]` and microseconds a product.
+
+    `kernel` is one of KERNELS, or -1 for the backend's own choice.
 
     Raises:
         RuntimeError: a call failed, or something around the output was touched.
@@ -62,7 +67,7 @@ def matmul(
         num_rows=num_rows,
         num_cols=cols,
         num_tokens=tokens,
-        wide=wide,
+        kernel=kernel,
         scaled=int(scaled),
         repeats=repeats,
         weights=ctypes.cast(ctypes.c_char_p(weights), ctypes.c_void_p),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu.kernel_hook import matmul
+from gpu.kernel_hook import KERNELS, matmul
 from unit.gguf_formats import FORMATS, Floats, dequantize, quantize
 
 pytestmark = pytest.mark.gpu
@@ -44,9 +44,9 @@ def test_products_agree_with_float64(dtype: str, tokens: int, rows: int) -> None
     for cols in WIDTHS[FORMATS[dtype].block_values]:
         data, values, inputs = random_case(dtype, rows, cols, tokens, seed=rows + cols)
         expected = inputs.astype(np.float64) @ values.astype(np.float64).T
-        for wide in (0, 1):
-            actual, _ = matmul(dtype, data, inputs, rows, wide=wide)
-            assert error(actual, expected) < MAX_RELATIVE_ERROR * typical_size(inputs, values), (cols, wide)
+        for kernel in KERNELS:
+            actual, _ = matmul(dtype, data, inputs, rows, kernel=kernel)
+            assert error(actual, expected) < MAX_RELATIVE_ERROR * typical_size(inputs, values), (cols, kernel)
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -61,12 +61,12 @@ def test_epilogues_agree_with_float64(dtype: str, tokens: int) -> None:
     up = inputs.astype(np.float64) @ up_values.astype(np.float64).T
     bound = MAX_RELATIVE_ERROR * typical_size(inputs, values)
     silu = product / (1 + np.exp(-product))
-    for wide in (0, 1):
-        biased, _ = matmul(dtype, data, inputs, rows, bias=bias, wide=wide)
+    for kernel in KERNELS:
+        biased, _ = matmul(dtype, data, inputs, rows, bias=bias, kernel=kernel)
         assert error(biased, product + bias) < bound
-        added, _ = matmul(dtype, data, inputs, rows, addend=addend, wide=wide)
+        added, _ = matmul(dtype, data, inputs, rows, addend=addend, kernel=kernel)
         assert error(added, product + addend) < bound
-        gated, _ = matmul(dtype, data, inputs, rows, up=up_data, wide=wide)
+        gated, _ = matmul(dtype, data, inputs, rows, up=up_data, kernel=kernel)
         assert error(gated, silu * up) < 2 * MAX_RELATIVE_ERROR * np.sqrt(np.mean((silu * up) ** 2))
 
 
@@ -88,10 +88,10 @@ def test_a_row_has_the_same_bits_for_any_number_of_rows(dtype: str) -> None:
     for up in (None, gate_up):
         reference = np.concatenate([matmul(dtype, data, inputs[i : i + 1], rows, up=up)[0] for i in range(0, most, 37)])
         for tokens in (*range(1, 18), 24, 31, 32, 33, 63, 64, 65, 100, 128, 200, 256, 511, 512):
-            for wide in (0, 1):
-                actual, _ = matmul(dtype, data, inputs[:tokens], rows, up=up, wide=wide)
+            for kernel in KERNELS:
+                actual, _ = matmul(dtype, data, inputs[:tokens], rows, up=up, kernel=kernel)
                 same = actual[::37].view(np.uint32) == reference[: (tokens + 36) // 37].view(np.uint32)
-                assert same.all(), (tokens, wide, up is not None)
+                assert same.all(), (tokens, kernel, up is not None)
 
 
 def test_a_format_without_whole_blocks_is_refused() -> None:
