@@ -6,21 +6,25 @@ the TOML file named by `--config`, its default. `load_settings` reports every pr
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from tokenwire.http_config import GatewaySettings, HttpSettings, is_loopback
 
 ENV_PREFIX = "TOKENWIRE_"
 
 # What Kubernetes puts into TOKENWIRE_PORT for a Service called `tokenwire`, and into TOKENWIRE_METRICS_PORT for one
 # called `tokenwire-metrics`: an address, not a setting of ours.
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+
+
+S = TypeVar("S", bound=BaseModel)
 
 
 class ConfigError(Exception):
@@ -31,10 +35,8 @@ class ConfigError(Exception):
         self.problems = tuple(problems)
 
 
-class Settings(BaseModel):
+class Settings(HttpSettings):
     """All settings. Sizes of 0 let the engine choose for the machine and the model, where the help says so."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = Field("", description="model to serve: a path, a manifest name or a reference")
     model_name: str = Field(
@@ -232,15 +234,6 @@ class Settings(BaseModel):
         return None
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def load_settings(
     flags: Mapping[str, object] | None = None,
     config_file: Path | None = None,
@@ -258,6 +251,25 @@ def load_settings(
     Raises:
         ConfigError: with every problem found.
     """
+    return _load(Settings, flags, config_file, environ, check_files)
+
+
+def load_gateway_settings(
+    flags: Mapping[str, object] | None = None,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> GatewaySettings:
+    """As `load_settings`, for a gateway apart."""
+    return _load(GatewaySettings, flags, config_file, environ)
+
+
+def _load(
+    kind: type[S],
+    flags: Mapping[str, object] | None,
+    config_file: Path | None,
+    environ: Mapping[str, str] | None,
+    check_files: Callable[[Mapping[str, object]], list[str]] | None = None,
+) -> S:
     environ = os.environ if environ is None else environ
     problems: list[str] = []
     values: dict[str, object] = {}
@@ -270,7 +282,7 @@ def load_settings(
     if config_file is not None:
         for name, value in _read_toml(config_file, problems).items():
             add(name, value, str(config_file))
-    for name in Settings.model_fields:
+    for name in kind.model_fields:
         variable = ENV_PREFIX + name.upper()
         text = environ.get(variable)
         if text is not None and not (name.endswith("port") and _SERVICE_LINK.match(text)):
@@ -279,7 +291,7 @@ def load_settings(
         if value is not None:
             add(name, value, "--" + name.replace("_", "-"))
 
-    settings = _validate(values, origin, problems)
+    settings = _validate(kind, values, origin, problems)
     if check_files is not None:
         problems += check_files(values)
     if settings is None or problems:
@@ -287,16 +299,16 @@ def load_settings(
     return settings
 
 
-def _validate(values: Mapping[str, object], origin: Mapping[str, str], problems: list[str]) -> Settings | None:
+def _validate(kind: type[S], values: Mapping[str, object], origin: Mapping[str, str], problems: list[str]) -> S | None:
     try:
-        return Settings.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         refused: set[int | str] = set()
         for item in error.errors(include_url=False, include_context=False):
             problems.extend(_problems(item["loc"], item["type"], item["msg"], origin))
             refused.update(item["loc"][:1])
         if refused:  # rules between settings are checked only once each is right by itself: ask again without these
-            _validate({name: value for name, value in values.items() if name not in refused}, origin, problems)
+            _validate(kind, {name: value for name, value in values.items() if name not in refused}, origin, problems)
         return None
 
 

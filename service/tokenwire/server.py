@@ -24,20 +24,17 @@ from tokenwire.config import Settings
 from tokenwire.engine import AsyncEngine, JobSpec
 from tokenwire.engine.async_engine import EngineFailure, watch_engine
 from tokenwire.errors import NoDeviceError, TokenwireError
-from tokenwire.observe.exposition import MetricsServer
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
-from tokenwire.rpc.credentials import server_credentials
-from tokenwire.rpc.listen import CannotBindError, bind, shown_address
-from tokenwire.rpc.server import build_health_server, build_server
+from tokenwire.ports import Ports
+from tokenwire.rpc.listen import CannotBindError
+from tokenwire.rpc.server import build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
 from tokenwire.security.key_file import KeyFileError
-from tokenwire.security.setup import Security, build_security
+from tokenwire.security.setup import build_security
 from tokenwire.security.tls import TlsError
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
     from tokenwire.engine.load import LoadedModel
 
 T = TypeVar("T")
@@ -132,10 +129,11 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
             return EXIT_CONFIG
         loop.add_signal_handler(signal.SIGHUP, security.reload)
         server = build_server(settings, state, pool, security.guard)
-        ports = _Ports(settings, security)
+        ports = Ports(settings, security)
         try:
             port = await ports.open_grpc("grpc", server, settings.host, settings.port)
-            await _open_probes(ports, settings, state)
+            await ports.open_probes(state)
+            await ports.open_http(port)
             log.info("listening", host=settings.host, port=port, **ports.others(), **security.describe())
             model = await _load_model(settings, load, state, signals, die)
             if model is None:
@@ -152,75 +150,19 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
             failure = await _until_drained(engine, state, settings, signals)
             if failure is not None:
                 return await _fail(engine, state, server, model, failure, die)
+            await ports.close_http(FLUSH_SECONDS)
             await server.stop(FLUSH_SECONDS)
             # stop() returns before the handlers' last lines ran; the engine must not go before they did.
             await engine.wait_idle(FLUSH_SECONDS)
             return await _close(engine, model, "serving", EXIT_OK, die)
-        except StartError as error:
+        except (StartError, CannotBindError) as error:
             state.enter(Phase.FAILED)
+            if isinstance(error, CannotBindError):
+                error = StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", str(error))
             log.error("error", code=error.code, message=str(error))
             return error.exit_status
         finally:
             await ports.close()
-
-
-class _Ports:
-    """What this worker listens on, by purpose; closed in reverse."""
-
-    def __init__(self, settings: Settings, security: Security) -> None:
-        self._settings = settings
-        self._security = security
-        self._open: dict[str, int] = {}
-        self._servers: list[grpc.aio.Server | MetricsServer] = []
-
-    async def open_grpc(
-        self, purpose: str, server: grpc.aio.Server, host: str, port: int, *, plain: bool = False
-    ) -> int:
-        """Binds and starts a server; returns its port.
-
-        Args:
-            plain: without TLS even where the worker has certificates.
-
-        Raises:
-            StartError: the address cannot be bound.
-        """
-        self._servers.append(server)
-        certificates = None if plain else self._security.certificates
-        credentials = server_credentials(certificates) if certificates is not None else None
-        try:
-            self._open[purpose] = bind(server, host, port, credentials)
-        except CannotBindError as error:
-            raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", str(error)) from error
-        await server.start()
-        return self._open[purpose]
-
-    def open_metrics(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        try:
-            server = MetricsServer(registry, host.strip("[]"), port)
-        except OSError as error:
-            message = f"cannot listen on {shown_address(host, port)}: {error.strerror}"
-            raise StartError(EXIT_CANNOT_BIND, "CANNOT_BIND", message) from error
-        self._servers.append(server)
-        self._open["metrics"] = server.port
-
-    def others(self) -> dict[str, int]:
-        """The ports beside the main one, for the log."""
-        return {f"{purpose}_port": port for purpose, port in self._open.items() if purpose != "grpc"}
-
-    async def close(self) -> None:
-        for server in reversed(self._servers):
-            if isinstance(server, MetricsServer):
-                await asyncio.get_running_loop().run_in_executor(None, server.close)
-            else:
-                await server.stop(None)
-
-
-async def _open_probes(ports: _Ports, settings: Settings, state: WorkerState) -> None:
-    host = settings.probe_host or settings.host
-    if settings.metrics_port is not None:
-        ports.open_metrics(state.metrics.registry, host, settings.metrics_port)
-    if settings.health_port is not None:
-        await ports.open_grpc("health", build_health_server(settings, state), host, settings.health_port, plain=True)
 
 
 async def _load_model(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
@@ -17,6 +18,8 @@ from service.worker_process import worker_processes
 from tokenwire.config import Settings, load_settings
 from tokenwire.engine import AsyncEngine
 from tokenwire.engine.fake import FakeEngine, FakeJob
+from tokenwire.gateway.pool import WorkerPool
+from tokenwire.gateway.server import GatewayServer
 from tokenwire.rpc.server import build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
@@ -147,6 +150,62 @@ def request(job_id: str = "job-1", **fields: Any) -> pb.ExecuteRequest:
     if not {"prompt", "prompt_tokens", "chat"} & fields.keys():
         fields["prompt"] = "Hello"
     return pb.ExecuteRequest(job_id=job_id, **fields)
+
+
+@dataclass
+class Gateway:
+    """A running HTTP server in front of workers, and a client of it."""
+
+    server: GatewayServer
+    http: httpx.AsyncClient
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    async def raw(self, *parts: bytes, wait_s: float = 20) -> bytes:
+        """Sends bytes as they are, one write each, and returns all that comes back until the server closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+            return await asyncio.wait_for(reader.read(), wait_s)
+        finally:
+            writer.close()
+
+
+StartGateway = Callable[..., Any]
+
+
+@pytest.fixture
+async def start_gateway() -> AsyncIterator[StartGateway]:
+    running: list[Gateway] = []
+
+    async def start(*targets: str, ready: bool = True, **flags: object) -> Gateway:
+        settings = load_settings({"http_port": 0, **flags}, environ={})
+        server = GatewayServer(settings, "127.0.0.1", WorkerPool(targets))
+        server.bind()
+        await server.start()
+        client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=20)
+        running.append(Gateway(server, client))
+        give_up_at = asyncio.get_running_loop().time() + 20
+        while ready and not all(worker.ready and worker.limits for worker in server.gateway.pool.workers):
+            assert asyncio.get_running_loop().time() < give_up_at
+            await asyncio.sleep(0.005)
+        return running[-1]
+
+    yield start
+    for gateway in running:
+        await gateway.http.aclose()
+        await gateway.server.stop(1)
+
+
+@pytest.fixture
+async def gateway(worker: Worker, start_gateway: StartGateway) -> Gateway:
+    """A gateway in front of `worker`."""
+    started: Gateway = await start_gateway(worker.target)
+    return started
 
 
 @pytest.fixture(name="request_of")

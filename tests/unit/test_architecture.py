@@ -19,7 +19,8 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "_version": set(),
     "v1": set(),
-    "config": set(),
+    "config": {"http_config"},
+    "http_config": set(),
     "errors": set(),
     "bounds": {"config"},
     "client": {"v1"},
@@ -30,9 +31,22 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "text": {"errors", "_native"},
     "engine": {"text", "models", "config", "errors", "_native"},
     "rpc": {"security", "engine", "text", "bounds", "errors", "observe", "config", "v1"},
-    "gateway": {"security", "client", "bounds", "errors", "observe", "config", "v1"},
-    "server": {"security", "rpc", "gateway", "engine", "text", "models", "observe", "config", "errors", "_native"},
-    "cli": {"security", "server", "client", "bench", "models", "bounds", "config", "errors", "_native"},
+    "gateway": {"security", "client", "rpc", "bounds", "errors", "observe", "config", "http_config", "v1"},
+    "ports": {"security", "rpc", "gateway", "observe", "config"},
+    "server": {"ports", "security", "rpc", "engine", "text", "models", "observe", "config", "errors", "_native"},
+    "cli": {
+        "security",
+        "server",
+        "gateway",
+        "client",
+        "bench",
+        "models",
+        "bounds",
+        "config",
+        "http_config",
+        "errors",
+        "_native",
+    },
 }
 
 # Parts that must not know a protocol or a library.
@@ -125,6 +139,13 @@ def test_messages_and_engine_types_meet_in_one_place() -> None:
         if {"v1", "engine"} <= {part for _, part in parts_imported(path)}
     }
     assert both <= {"rpc/convert.py", "rpc/inference.py"}
+
+
+def test_the_gateway_shares_the_validator_and_nothing_else_of_the_worker() -> None:
+    # It reaches the worker through gRPC alone, so that it runs the same apart from it.
+    gateway = [path for path in PYTHON_FILES if part_of(path) == "gateway"]
+    used = {module for path in gateway for _, module in imported_modules(path) if module.startswith("tokenwire.rpc")}
+    assert {module.rpartition(".")[0] for module in used} == {"tokenwire.rpc.validate"}
 
 
 @pytest.mark.parametrize("path", NATIVE_FILES, ids=lambda path: str(path.relative_to(NATIVE)))

@@ -11,6 +11,7 @@ from tokenwire import __version__
 from tokenwire.cli.bench import bench
 from tokenwire.cli.chat import chat
 from tokenwire.cli.connection import with_connection
+from tokenwire.cli.gateway import gateway
 from tokenwire.cli.generate import generate
 from tokenwire.cli.health import health
 from tokenwire.cli.info import build_line, info
@@ -19,6 +20,7 @@ from tokenwire.cli.output import CliError, ExitCode, configure_streams, print_er
 from tokenwire.cli.pull import pull
 from tokenwire.cli.serve import serve
 from tokenwire.cli.settings import with_setting_flags
+from tokenwire.http_config import GatewaySettings
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed, the reason is on stderr; 2 wrong usage; 78 bad configuration, every problem is "
@@ -51,6 +53,7 @@ def root(
 
 
 app.command()(with_setting_flags(serve))
+app.command()(with_setting_flags(gateway, GatewaySettings))
 app.command()(with_connection(generate))
 app.command()(with_connection(chat))
 app.command()(pull)

@@ -5,20 +5,30 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tokenwire.cli.output import ExitCode, print_error
-from tokenwire.config import ENV_PREFIX, ConfigError, Settings, load_settings
+from tokenwire.config import (
+    ENV_PREFIX,
+    ConfigError,
+    Settings,
+    load_gateway_settings,
+    load_settings,
+)
+from tokenwire.http_config import GatewaySettings, HttpSettings
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="TOML file with settings.", envvar="TOKENWIRE_CONFIG", metavar="FILE")
 ]
 
 
-def with_setting_flags(command: Callable[[Path | None, Mapping[str, object]], None]) -> Callable[..., None]:
+def with_setting_flags(
+    command: Callable[[Path | None, Mapping[str, object]], None], kind: type[BaseModel] = Settings
+) -> Callable[..., None]:
     """The command with `--config` and a flag for every setting; it gets the file and the flags by setting name.
 
     Values stay text until config.py reads them, so that it reports every problem of every source at once.
@@ -28,7 +38,8 @@ def with_setting_flags(command: Callable[[Path | None, Mapping[str, object]], No
         command(config, flags)
 
     parameters = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)]
-    for name, field in Settings.model_fields.items():
+    # What the command is about comes first in its help, the gateway's settings last.
+    for name, field in sorted(kind.model_fields.items(), key=lambda item: item[0] in HttpSettings.model_fields):
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(name, field))
         )
@@ -48,13 +59,25 @@ def load_or_exit(
     try:
         return load_settings(flags, config, check_files=check_files)
     except ConfigError as error:
-        count = len(error.problems)
-        print_error(
-            f"the configuration has {count} problem{'s' if count > 1 else ''}",
-            "`tokenwire serve --help` describes every setting",
-            error.problems,
-        )
-        raise typer.Exit(ExitCode.CONFIG) from None
+        _refuse(error, "serve")
+
+
+def load_gateway_or_exit(config: Path | None, flags: Mapping[str, object]) -> GatewaySettings:
+    """As `load_or_exit`, for a gateway apart."""
+    try:
+        return load_gateway_settings(flags, config)
+    except ConfigError as error:
+        _refuse(error, "gateway")
+
+
+def _refuse(error: ConfigError, command: str) -> NoReturn:
+    count = len(error.problems)
+    print_error(
+        f"the configuration has {count} problem{'s' if count > 1 else ''}",
+        f"`tokenwire {command} --help` describes every setting",
+        error.problems,
+    )
+    raise typer.Exit(ExitCode.CONFIG) from None
 
 
 def setting_origins(config: Path | None, settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:

@@ -115,7 +115,7 @@ def health_response(state: WorkerState) -> pb.HealthResponse:
     serving = state.serving
     if serving is None:
         return response
-    facts, stats = serving.facts, serving.engine.stats()
+    facts, limits, stats = serving.facts, serving.limits, serving.engine.stats()
     response.model = facts.name
     response.device = facts.device
     response.quant_kind = facts.quant_kind
@@ -134,6 +134,12 @@ def health_response(state: WorkerState) -> pb.HealthResponse:
     if state.residency_age_seconds is not None:
         response.residency_age_seconds = state.residency_age_seconds
     response.pool_utilization = stats.used_blocks / stats.total_blocks if stats.total_blocks else 0.0
+    response.limits.max_prompt_chars = limits.max_prompt_chars
+    response.limits.max_chat_messages = limits.max_chat_messages
+    response.limits.max_tokens_in = limits.max_tokens_in
+    response.limits.max_tokens_out = limits.max_tokens_out
+    response.limits.max_token_bytes = limits.max_token_bytes
+    response.limits.max_grammar_bytes = limits.max_grammar_bytes
     response.active = stats.active_jobs
     response.queued = stats.queued_jobs
     return response

@@ -1,0 +1,24 @@
+"""`tokenwire gateway`: HTTP in front of workers that run elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+
+from tokenwire.cli.settings import load_gateway_or_exit
+
+
+def gateway(config: Path | None, flags: Mapping[str, object]) -> None:
+    """Serve HTTP, server-sent events and the OpenAI API in front of workers, until SIGTERM or Ctrl-C.
+
+    Every flag can be set as TOKENWIRE_NAME in the environment or as name in the --config file too; a flag wins over the
+    environment, the environment over the file. Defaults stand in brackets.
+    """
+    settings = load_gateway_or_exit(config, flags)
+    # Here, not above: the other commands start faster without the gateway.
+    from tokenwire.gateway.server import run_gateway
+    from tokenwire.server import run_loop
+
+    raise typer.Exit(run_loop(run_gateway(settings)))

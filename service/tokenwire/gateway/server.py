@@ -1,0 +1,131 @@
+"""The gateway's life: bind, connect to the workers, serve, stop. Inside the worker's process or on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Generator
+
+import uvicorn
+
+from tokenwire.gateway.app import build_app
+from tokenwire.gateway.context import Gateway
+from tokenwire.gateway.pool import WorkerPool
+from tokenwire.gateway.protocol import protocol_class
+from tokenwire.http_config import GatewaySettings, HttpSettings
+from tokenwire.observe.logging import configure_logging, get_logger
+
+EXIT_OK = 0
+EXIT_CANNOT_BIND = 71
+
+BACKLOG = 512
+
+
+class GatewayServer:
+    """An HTTP server on the running loop.
+
+    Attributes:
+        port: the one it listens on, once bound.
+    """
+
+    def __init__(self, settings: HttpSettings, host: str, pool: WorkerPool) -> None:
+        self.gateway = Gateway(settings, pool)
+        self.port = 0
+        self._settings = settings
+        self._host = host
+        self._socket: socket.socket | None = None
+        self._server: _Server | None = None
+        self._stopped = False
+        self._serving: asyncio.Future[None] | None = None
+
+    def bind(self) -> None:
+        """Raises OSError: the address cannot be listened on."""
+        host = self._host.strip("[]")
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, self._settings.http_port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+        self._socket = bound
+        self.port = int(bound.getsockname()[1])
+
+    async def start(self) -> None:
+        """Connects to the workers and takes requests, whether they are ready or not."""
+        if self._socket is None:
+            raise RuntimeError("bind first")
+        await self.gateway.pool.start()
+        config = uvicorn.Config(
+            build_app(self.gateway),
+            http=protocol_class(self._settings),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=max(1, self._settings.http_keep_alive_ms // 1000),
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _Server(config)
+        self._serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no new connections, lets running requests end within `grace_s` seconds, and closes. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._server is not None and self._serving is not None:
+            self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
+            self._server.should_exit = True
+            await self._serving
+        elif self._socket is not None:
+            self._socket.close()
+        await self.gateway.pool.close()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals belong to the process, which stops this server in its turn."""
+        yield
+
+
+async def run_gateway(settings: GatewaySettings) -> int:
+    """A gateway apart, until SIGTERM or SIGINT; a second one cuts its running requests off. Returns the exit status."""
+    configure_logging(settings.log_level, settings.log_format)
+    log = get_logger()
+    stopped, cut_short = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (cut_short if stopped.is_set() else stopped).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    server = GatewayServer(settings, settings.host, WorkerPool(settings.targets))
+    try:
+        server.bind()
+    except OSError as error:
+        log.error("error", code="CANNOT_BIND", message=f"cannot listen on {settings.host}: {error.strerror}")
+        return EXIT_CANNOT_BIND
+    await server.start()
+    log.info("listening", host=settings.host, http_port=server.port, workers=len(server.gateway.pool.workers))
+    await stopped.wait()
+    log.info("drain_start", seconds=settings.drain_seconds)
+    stopping = asyncio.ensure_future(server.stop(settings.drain_seconds))
+    hurrying = asyncio.ensure_future(cut_short.wait())
+    await asyncio.wait([stopping, hurrying], return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    if not stopping.done():
+        stopping.cancel()
+        await asyncio.wait([stopping])
+    log.info("shutdown")
+    return EXIT_OK

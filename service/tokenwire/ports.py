@@ -1,0 +1,99 @@
+"""What a worker listens on: gRPC, HTTP, metrics, and health on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc
+
+from tokenwire.config import Settings
+from tokenwire.observe.exposition import MetricsServer
+from tokenwire.rpc.credentials import server_credentials
+from tokenwire.rpc.listen import CannotBindError, bind, shown_address
+from tokenwire.rpc.server import build_health_server
+from tokenwire.rpc.state import WorkerState
+from tokenwire.security.setup import Security
+
+if TYPE_CHECKING:
+    from tokenwire.gateway.server import GatewayServer
+
+
+class Ports:
+    """The open ports by purpose; closed in reverse. Whatever cannot be opened raises CannotBindError."""
+
+    def __init__(self, settings: Settings, security: Security) -> None:
+        self._settings = settings
+        self._security = security
+        self._open: dict[str, int] = {}
+        self._servers: list[grpc.aio.Server | MetricsServer] = []
+        self._gateway: GatewayServer | None = None
+
+    async def open_grpc(
+        self, purpose: str, server: grpc.aio.Server, host: str, port: int, *, plain: bool = False
+    ) -> int:
+        """Binds and starts a server; returns its port.
+
+        Args:
+            plain: without TLS even where the worker has certificates.
+        """
+        self._servers.append(server)
+        certificates = None if plain else self._security.certificates
+        credentials = server_credentials(certificates) if certificates is not None else None
+        self._open[purpose] = bind(server, host, port, credentials)
+        await server.start()
+        return self._open[purpose]
+
+    async def open_probes(self, state: WorkerState) -> None:
+        """Metrics and health, each where a port was asked for."""
+        host = self._settings.probe_host or self._settings.host
+        if self._settings.metrics_port is not None:
+            self._open_metrics(state, host, self._settings.metrics_port)
+        if self._settings.health_port is not None:
+            server = build_health_server(self._settings, state)
+            await self.open_grpc("health", server, host, self._settings.health_port, plain=True)
+
+    async def open_http(self, grpc_port: int) -> None:
+        """The HTTP gateway, where one is wanted. It reaches this worker as any other client does."""
+        if self._settings.http_port is None:
+            return
+        # Here, not above: a worker without HTTP starts faster without it.
+        from tokenwire.gateway.pool import WorkerPool
+        from tokenwire.gateway.server import GatewayServer
+
+        host = self._settings.host.strip("[]")
+        near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        gateway = GatewayServer(self._settings, host, WorkerPool([shown_address(near, grpc_port)]))
+        try:
+            gateway.bind()
+        except OSError as error:
+            shown = shown_address(host, self._settings.http_port)
+            raise CannotBindError(f"cannot listen on {shown}: {error.strerror}") from error
+        self._gateway = gateway
+        await gateway.start()
+        self._open["http"] = gateway.port
+
+    async def close_http(self, grace_s: float) -> None:
+        """Lets answers that are complete leave, and closes the gateway. Idempotent."""
+        if self._gateway is not None:
+            await self._gateway.stop(grace_s)
+
+    def others(self) -> dict[str, int]:
+        """The ports beside the main one, for the log."""
+        return {f"{purpose}_port": port for purpose, port in self._open.items() if purpose != "grpc"}
+
+    async def close(self) -> None:
+        await self.close_http(0)
+        for server in reversed(self._servers):
+            if isinstance(server, MetricsServer):
+                await asyncio.get_running_loop().run_in_executor(None, server.close)
+            else:
+                await server.stop(None)
+
+    def _open_metrics(self, state: WorkerState, host: str, port: int) -> None:
+        try:
+            server = MetricsServer(state.metrics.registry, host.strip("[]"), port)
+        except OSError as error:
+            raise CannotBindError(f"cannot listen on {shown_address(host, port)}: {error.strerror}") from error
+        self._servers.append(server)
+        self._open["metrics"] = server.port
