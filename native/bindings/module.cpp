@@ -43,7 +43,9 @@ void bind_cuda_probe(py::module_& module) {
       .def_readonly("driver_version", &tw::cuda::Probe::driver_version)
       .def_readonly("runtime_version", &tw::cuda::Probe::runtime_version)
       .def_readonly("devices", &tw::cuda::Probe::devices);
+  module.attr("LEAST_SM") = tw::cuda::kLeastSm;
   module.def("cuda_probe", &tw::cuda::probe, py::call_guard<py::gil_scoped_release>());
+  module.def("open_cuda_device", &tw::cuda::open_device, py::arg("device"), py::call_guard<py::gil_scoped_release>());
 }
 
 py::dict build_info() {

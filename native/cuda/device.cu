@@ -64,4 +64,9 @@ __attribute__((visibility("default"))) int32_t tw_cuda_probe(TwCudaProbe* out) {
   return 0;
 }
 
+__attribute__((visibility("default"))) void tw_cuda_open_device(int32_t device) {
+  if (cudaSetDevice(device) == cudaSuccess) (void)cudaFree(nullptr);
+  (void)cudaGetLastError();
+}
+
 }  // extern "C"

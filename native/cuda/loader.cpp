@@ -90,6 +90,18 @@ std::string status() {
   return error.empty() ? "available" : error;
 }
 
+void open_device(int32_t device) {
+  const Probe found = probe();
+  if (!found.error.empty()) return;
+  for (const Device& candidate : found.devices) {
+    if (device < 0 && candidate.sm >= kLeastSm) device = candidate.index;
+  }
+  std::string ignored;
+  void* const backend = open_backend(&ignored);
+  if (device < 0 || backend == nullptr) return;
+  find_symbol<decltype(&tw_cuda_open_device)>(backend, "tw_cuda_open_device")(device);
+}
+
 std::unique_ptr<Backend> make_backend(int32_t device) {
   const std::string reason = status();
   if (reason != "available") {

@@ -10,6 +10,9 @@
 
 namespace tw::cuda {
 
+// Compute capability, major × 10 + minor, that the backend has code for: this and newer.
+constexpr int32_t kLeastSm = 80;
+
 // Whether the CUDA backend was built.
 bool built();
 
@@ -34,6 +37,10 @@ Probe probe();
 // `available`, or in a few words why CUDA cannot be used here: `built without CUDA`, `no NVIDIA driver`, `no CUDA
 // device` or the driver's own reason: probe().error.
 std::string status();
+
+// Makes this process's context on CUDA device `device`, or for -1 on the first that the backend has code for: a few
+// hundred milliseconds that a start can spend on other things. Does nothing where that fails; make_backend() says why.
+void open_device(int32_t device);
 
 // A backend on CUDA device `device`. Throws Error(kUnavailable) if CUDA cannot be used here, or what the device
 // answers.

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { TW_CUDA_ABI = 3, TW_CUDA_MAX_DEVICES = 16 };
+enum { TW_CUDA_ABI = 4, TW_CUDA_MAX_DEVICES = 16 };
 
 struct TwCudaDevice {
   char name[256];  // as the driver names it, NUL-terminated
@@ -32,6 +32,9 @@ int32_t tw_cuda_abi(void);
 // Asks the driver what there is. Fills all of `out`; returns 0 if at least one device can be used, else -1 with
 // `error`. It creates no context and takes no device memory.
 int32_t tw_cuda_probe(struct TwCudaProbe* out);
+
+// Makes this process's context on the device, which a backend would else do first. Failures show when it does.
+void tw_cuda_open_device(int32_t device);
 
 struct TwCudaFailure {
   char code[64];  // of core/error.h, such as "CUDA_ERROR"

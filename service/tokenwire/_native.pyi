@@ -44,6 +44,15 @@ class CudaProbe:
 def cuda_probe() -> CudaProbe:
     """Asks the driver; takes no device memory and creates no context."""
 
+LEAST_SM: int
+"""Compute capability, major × 10 + minor, that the CUDA backend has code for: this and newer."""
+
+def open_cuda_device(device: int) -> None:
+    """Makes this process's context on CUDA device `device`, or for -1 on the first that the backend has code for.
+
+    An engine does it too; a start that calls this in a thread does other things meanwhile. Failures are the engine's.
+    """
+
 class TensorInfo:
     """A tensor of a model file. `shape` is in GGUF order: the fastest-varying dimension first."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import typer
 from tokenwire.cli.native import load_native
 from tokenwire.cli.output import ExitCode, print_error
 from tokenwire.cli.settings import load_or_exit
+from tokenwire.config import Settings
 
 
 def serve(config: Path | None, flags: Mapping[str, object]) -> None:
@@ -25,7 +27,16 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> None:
     if not settings.model:
         print_error("there is no model to serve", "name one: `tokenwire serve --model smollm2`")
         raise typer.Exit(ExitCode.CONFIG)
-    load_native()
+    _open_device_early(settings)
     from tokenwire.server import run
 
     raise typer.Exit(run(settings))
+
+
+def _open_device_early(settings: Settings) -> None:
+    """Takes the GPU that will serve while the service is imported and the tokenizer read; its driver needs as long."""
+    native = load_native()
+    if settings.device != "cpu":
+        wanted = settings.cuda_device
+        number = -1 if wanted is None else int(wanted.removeprefix("cuda:"))
+        threading.Thread(target=native.open_cuda_device, args=(number,), daemon=True).start()

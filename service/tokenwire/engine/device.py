@@ -8,9 +8,6 @@ from tokenwire import _native
 from tokenwire.config import Settings
 from tokenwire.errors import NoDeviceError
 
-# Compute capability, major × 10 + minor, that the CUDA backend has code for: this and newer.
-LEAST_SM = 80
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceChoice:
@@ -50,7 +47,7 @@ def choose_device(settings: Settings) -> DeviceChoice:
 def _choose_automatically(probe: _native.CudaProbe) -> DeviceChoice:
     if probe.error:
         return DeviceChoice("cpu", f"CUDA is not usable: {probe.error}")
-    supported = [device for device in probe.devices if device.sm >= LEAST_SM]
+    supported = [device for device in probe.devices if device.sm >= _native.LEAST_SM]
     if not supported:
         found = ", ".join(describe(device) for device in probe.devices)
         return DeviceChoice("cpu", f"no CUDA device has compute capability 8.0 or newer: {found}")
