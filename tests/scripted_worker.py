@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
@@ -16,7 +17,8 @@ from grpc_status import rpc_status
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc as pb_grpc
 
-Script = Callable[[pb.ExecuteRequest, grpc.ServicerContext], Iterator[pb.ExecuteEvent]]
+# What Execute and Attach do.
+Script = Callable[[Any, grpc.ServicerContext], Iterator[pb.ExecuteEvent]]
 
 TIMEOUT_S = 20
 
@@ -51,7 +53,8 @@ HEALTHY = pb.HealthResponse(
 class Worker(pb_grpc.InferenceServicer):
     def __init__(self) -> None:
         self.script: Script = happy
-        self.requests: list[pb.ExecuteRequest] = []
+        self.requests: list[Any] = []
+        self.cancelled: list[str] = []
         self.metadata: dict[str, str | bytes] = {}
         self.time_remaining: float | None = None
         self.call_ended = threading.Event()
@@ -65,9 +68,14 @@ class Worker(pb_grpc.InferenceServicer):
         context.add_callback(self.call_ended.set)
         yield from self.script(request, context)
 
+    def Attach(self, request: pb.AttachRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
+        self.requests.append(request)
+        yield from self.script(request, context)
+
     def Cancel(self, request: pb.CancelRequest, context: grpc.ServicerContext) -> pb.CancelResponse:
         if request.job_id == "bad id":
             refuse(context, code_pb2.INVALID_ARGUMENT, "the job id is malformed")
+        self.cancelled.append(request.job_id)
         return pb.CancelResponse(outcome=pb.CancelResponse.OUTCOME_CANCELLED, tokens_out=4)
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthResponse:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tokenwire.bench.load import Answer, Arrival
-from tokenwire.client import AsyncClient, End, Metrics, Started, Token, TokenwireRpcError
+from tokenwire.client import NO_RETRY, AsyncClient, End, Metrics, Started, Token, TokenwireRpcError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,7 +59,7 @@ class WorkerLoad:
             options = (("grpc.use_local_subchannel_pool", 1),)
             target = self._target
             client = (
-                AsyncClient(target, timeout_s=self._timeout_s, options=options)
+                AsyncClient(target, timeout_s=self._timeout_s, options=options, retry=NO_RETRY)
                 if isinstance(target, str)
                 else target(self._timeout_s, options)
             )

@@ -12,7 +12,7 @@ import typer
 
 from tokenwire.cli import options
 from tokenwire.cli.output import CliError, ExitCode
-from tokenwire.client import AsyncClient, Client, channel_credentials
+from tokenwire.client import NO_RETRY, AsyncClient, Client, channel_credentials
 from tokenwire.client.auth import ChannelCredentials
 from tokenwire.client.request import DEFAULT_TARGET
 
@@ -91,6 +91,7 @@ class Connection:
             api_key=self.api_key,
             timeout_s=timeout_s,
             options=channel_options,
+            retry=NO_RETRY,  # for the benchmark, whose figures must not hide a failure
         )
 
     def _credentials(self) -> ChannelCredentials | None:

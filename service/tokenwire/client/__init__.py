@@ -1,6 +1,6 @@
 """A typed client of a tokenwire worker. It needs grpcio and the generated stubs, never the compiled engine."""
 
-from tokenwire.client.aio import AsyncClient, AsyncExecuteStream
+from tokenwire.client.aio import AsyncClient
 from tokenwire.client.auth import channel_credentials
 from tokenwire.client.errors import FieldViolation, TokenwireRpcError
 from tokenwire.client.events import (
@@ -16,9 +16,12 @@ from tokenwire.client.events import (
     TopLogprob,
 )
 from tokenwire.client.request import Message, ResponseFormat, SamplingParams
-from tokenwire.client.sync import Client, ExecuteStream
+from tokenwire.client.retry import NO_RETRY, RetryPolicy
+from tokenwire.client.streams import AsyncExecuteStream, ExecuteStream
+from tokenwire.client.sync import Client
 
 __all__ = [
+    "NO_RETRY",
     "AsyncClient",
     "AsyncExecuteStream",
     "CancelResult",
@@ -32,6 +35,7 @@ __all__ = [
     "Message",
     "Metrics",
     "ResponseFormat",
+    "RetryPolicy",
     "SamplingParams",
     "Started",
     "Token",

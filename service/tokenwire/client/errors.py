@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
+import grpc.aio
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
@@ -14,6 +16,7 @@ from tokenwire.v1 import inference_pb2 as pb
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _CORRELATION_KEY = "x-correlation-id"
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 # A pair of call metadata as grpcio gives it: text, or bytes for keys that end in `-bin`.
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -39,6 +42,8 @@ class TokenwireRpcError(Exception):
         retriable: whether the same request can succeed later without a change.
         retry_after_s: seconds to wait before a retry, if the worker named them.
         correlation_id: names this call in the worker's log; None if the worker was never reached.
+        from_worker: whether the worker itself answered; False if the connection failed.
+        pushed_back: whether the worker asked not to be tried again.
         metadata: further facts, such as `limit` and `actual` of a request beyond the context.
     """
 
@@ -52,6 +57,8 @@ class TokenwireRpcError(Exception):
         retriable: bool = False,
         retry_after_s: float | None = None,
         correlation_id: str | None = None,
+        from_worker: bool = False,
+        pushed_back: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(code, message)
@@ -62,6 +69,8 @@ class TokenwireRpcError(Exception):
         self.retriable = retriable
         self.retry_after_s = retry_after_s
         self.correlation_id = correlation_id
+        self.from_worker = from_worker
+        self.pushed_back = pushed_back
         self.metadata = dict(metadata or {})
 
     def __str__(self) -> str:
@@ -93,6 +102,9 @@ def error_from_status(
             if detail.Is(known.DESCRIPTOR):
                 detail.Unpack(known)
     retry_after_s = retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None
+    pushback_ms = _pushback_ms(trailing)
+    if retry_after_s is None and pushback_ms is not None and pushback_ms >= 0:
+        retry_after_s = pushback_ms / 1000
     return TokenwireRpcError(
         code=(event.code if event is not None else "") or info.reason or status.name,
         message=(event.message if event is not None else "") or message or "the call failed without a message",
@@ -106,8 +118,35 @@ def error_from_status(
         else retry_after_s is not None or status is grpc.StatusCode.UNAVAILABLE,
         retry_after_s=retry_after_s,
         correlation_id=_correlation_id(trailing) or _correlation_id(initial),
+        from_worker=event is not None or bool(info.reason),
+        pushed_back=pushback_ms is not None and pushback_ms < 0,
         metadata=info.metadata,
     )
+
+
+def error_from_event(event: pb.Error) -> TokenwireRpcError:
+    """The exception of a stream that ended in an `error` event and gave no other status."""
+    return error_from_status(grpc.StatusCode.UNKNOWN, None, None, None, event)
+
+
+def error_from_call(call: Any, event: pb.Error | None = None) -> TokenwireRpcError:
+    # grpcio's blocking exceptions are the call itself: they carry the status and the metadata.
+    return error_from_status(call.code(), call.details(), call.initial_metadata(), call.trailing_metadata(), event)
+
+
+def error_from_rpc(error: grpc.aio.AioRpcError, event: pb.Error | None = None) -> TokenwireRpcError:
+    return error_from_status(error.code(), error.details(), error.initial_metadata(), error.trailing_metadata(), event)
+
+
+def _pushback_ms(trailing: Metadata) -> int | None:
+    """When the worker wants to be tried again, milliseconds; negative for never, and so is what is no number."""
+    for key, value in trailing:
+        if key == _PUSHBACK_KEY:
+            try:
+                return int(value)
+            except ValueError:
+                return -1
+    return None
 
 
 def _details(trailing: Metadata) -> list[any_pb2.Any]:

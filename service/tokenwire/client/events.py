@@ -43,6 +43,8 @@ class Started:
     """The seed in force; sending it again repeats the answer byte for byte."""
     prompt_tokens: int
     cached_tokens: int
+    attach_token: str = ""
+    """The secret that `attach` needs; empty if the job is not detached."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Token:
     ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     """One entry a token if log-probabilities were asked for, else empty."""
+    digest: str = ""
+    """The first 16 characters of the digest that `End` would have if the stream ended here."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,7 @@ def event_from_proto(message: pb.ExecuteEvent) -> Event | pb.Error | None:
             index=token.i,
             ids=tuple(token.ids),
             logprobs=tuple(_logprob_from_proto(entry) for entry in token.logprobs),
+            digest=token.digest,
         )
     if kind == "started":
         started = message.started
@@ -197,6 +202,7 @@ def event_from_proto(message: pb.ExecuteEvent) -> Event | pb.Error | None:
             seed=started.seed,
             prompt_tokens=started.prompt_tokens,
             cached_tokens=started.cached_tokens,
+            attach_token=started.attach_token,
         )
     if kind == "metrics":
         metrics = message.metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -12,11 +13,16 @@ from tokenwire.v1 import inference_pb2 as pb
 DEFAULT_TARGET = "127.0.0.1:50051"
 HEALTH_TIMEOUT_S = 5.0
 CANCEL_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 1.0
 
 # Keepalive finds a silent peer within 30 + 10 s; a worker allows a ping every 10 s.
 _CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # A worker that restarts is found again soon; gRPC's own 1 to 120 s would outlast what resuming waits for.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     ("grpc.max_send_message_length", 4 * 1024 * 1024),
     ("grpc.primary_user_agent", "tokenwire-client"),
@@ -72,8 +78,13 @@ def build_request(
     token_ids: Sequence[int] | None,
     job_id: str | None,
     params: SamplingParams,
+    *,
+    detach: bool = False,
 ) -> pb.ExecuteRequest:
     """An `ExecuteRequest`; the worker validates the values, this only their types.
+
+    Args:
+        detach: keep the job if the connection breaks; draws the secret that attaching needs.
 
     Raises:
         ValueError: not exactly one of `prompt`, `messages`, `token_ids`, or a value that its wire type cannot hold.
@@ -90,6 +101,9 @@ def build_request(
     elif token_ids is not None:
         request.prompt_tokens.SetInParent()
         request.prompt_tokens.ids.extend(token_ids)
+    if detach:
+        request.detach = True
+        request.attach_token = secrets.token_urlsafe()
     unknown = params.keys() - SamplingParams.__annotations__.keys()
     if unknown:
         raise TypeError(f"unknown parameter: {', '.join(sorted(unknown))}")

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from tokenwire.client.auth import key_metadata
-from tokenwire.client.errors import TokenwireRpcError, error_from_status
+from tokenwire.client.errors import error_from_call
 from tokenwire.client.events import (
     CancelResult,
-    End,
-    Event,
     Generation,
     HealthReport,
     cancel_from_proto,
-    event_from_proto,
     health_from_proto,
 )
 from tokenwire.client.request import (
     CANCEL_TIMEOUT_S,
+    CLOSE_TIMEOUT_S,
     DEFAULT_TARGET,
     HEALTH_TIMEOUT_S,
     Message,
@@ -30,69 +30,14 @@ from tokenwire.client.request import (
     call_metadata,
     channel_options,
 )
+from tokenwire.client.retry import DEFAULT_RETRY, RetryPolicy
+from tokenwire.client.session import Request, Session
+from tokenwire.client.streams import ExecuteStream
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-
-class ExecuteStream(Iterator[Event]):
-    """The events of one job: `Started`, `Token`…, `Metrics`, `End`.
-
-    Iterating raises TokenwireRpcError where the job fails. Leaving the stream early, by `close`, by the end of a `with`
-    block or by dropping it, cancels the job.
-    """
-
-    def __init__(self, call: Any, job_id: str) -> None:
-        self._call = call
-        self._job_id = job_id
-        self._closed = False
-        self._ended = False
-
-    @property
-    def job_id(self) -> str:
-        """The id that `Client.cancel` takes."""
-        return self._job_id
-
-    def __next__(self) -> Event:
-        error_event: pb.Error | None = None
-        while not self._closed:
-            try:
-                event = event_from_proto(next(self._call))
-            except StopIteration:
-                self._closed = True
-                if error_event is not None:
-                    raise error_from_status(grpc.StatusCode.UNKNOWN, None, None, None, error_event) from None
-                if not self._ended:
-                    raise TokenwireRpcError("INTERNAL", "the stream ended without a terminal event") from None
-            except grpc.RpcError as error:
-                closed, self._closed = self._closed, True
-                if not closed:
-                    raise _error_from_call(error, error_event) from error
-            else:
-                if isinstance(event, pb.Error):
-                    error_event = event  # the status with its details follows
-                elif event is not None:
-                    self._ended = self._ended or isinstance(event, End)
-                    return event
-        raise StopIteration
-
-    def close(self) -> None:
-        """Cancels the job if it still runs. Idempotent; iterating a closed stream ends at once."""
-        self._closed = True
-        self._call.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._call.cancel()
 
 
 class Client:
@@ -105,6 +50,7 @@ class Client:
         metadata: sent with every call.
         timeout_s: deadline of a generation in seconds; None waits as long as the worker allows.
         options: gRPC channel options beside, or instead of, the client's own.
+        retry: when calls are made again; `NO_RETRY` reports every failure at once.
     """
 
     def __init__(
@@ -116,9 +62,12 @@ class Client:
         metadata: Sequence[tuple[str, str]] = (),
         timeout_s: float | None = None,
         options: Sequence[tuple[str, int | str]] = (),
+        retry: RetryPolicy = DEFAULT_RETRY,
     ) -> None:
         self._metadata = (*key_metadata(api_key), *metadata)
         self._timeout_s = timeout_s
+        self._retry = retry
+        self._cancels: set[Any] = set()
         self._channel = (
             grpc.insecure_channel(target, channel_options(target, options))
             if credentials is None
@@ -135,6 +84,7 @@ class Client:
         job_id: str | None = None,
         timeout_s: float | None = None,
         correlation_id: str | None = None,
+        detach: bool = False,
         **params: Unpack[SamplingParams],
     ) -> ExecuteStream:
         """Starts a generation; returns at once, errors come from the stream.
@@ -142,17 +92,33 @@ class Client:
         Args:
             prompt, messages, token_ids: exactly one: text, a conversation, or token ids used as they are.
             job_id: unique among the worker's live jobs; a UUID if absent.
-            timeout_s: this call's deadline, in place of the client's.
+            timeout_s: the whole generation's deadline, in place of the client's.
             correlation_id: names the call in the worker's log; the worker draws one if absent.
+            detach: keep the job if the connection breaks, and take its stream up again; after a restart of the worker
+                the answer is generated anew, to the same bytes. Digests prove that it is the same stream.
             params: see SamplingParams; what is absent keeps the worker's default.
         """
-        request = build_request(prompt, messages, token_ids, job_id, params)
-        call = self._stub.Execute(
-            request,
-            timeout=self._timeout_s if timeout_s is None else timeout_s,
-            metadata=call_metadata(self._metadata, correlation_id),
-        )
-        return ExecuteStream(call, request.job_id)
+        request = build_request(prompt, messages, token_ids, job_id, params, detach=detach)
+        return self._stream(request, timeout_s, correlation_id)
+
+    def attach(
+        self,
+        job_id: str,
+        attach_token: str,
+        from_index: int = 0,
+        *,
+        timeout_s: float | None = None,
+        correlation_id: str | None = None,
+    ) -> ExecuteStream:
+        """Takes up the stream of a detached job that was begun elsewhere; returns at once, errors come from the stream.
+
+        Args:
+            job_id, attach_token: of the stream, or of its `Started`.
+            from_index: index of the first token wanted, such as the other stream's `next_index`. From 0 the digests are
+                verified; a stream taken up later can only be read.
+        """
+        request = pb.AttachRequest(job_id=job_id, attach_token=attach_token, from_index=from_index)
+        return self._stream(request, timeout_s, correlation_id)
 
     def generate(
         self,
@@ -163,6 +129,7 @@ class Client:
         job_id: str | None = None,
         timeout_s: float | None = None,
         correlation_id: str | None = None,
+        detach: bool = False,
         **params: Unpack[SamplingParams],
     ) -> Generation:
         """Runs a generation to its end. Takes what `execute` takes.
@@ -177,6 +144,7 @@ class Client:
             job_id=job_id,
             timeout_s=timeout_s,
             correlation_id=correlation_id,
+            detach=detach,
             **params,
         ) as stream:
             return Generation.from_events(list(stream))
@@ -190,7 +158,7 @@ class Client:
         try:
             answer = self._stub.Cancel(pb.CancelRequest(job_id=job_id), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _error_from_call(error) from error
+            raise error_from_call(error) from error
         return cancel_from_proto(answer)
 
     def health(self, *, timeout_s: float = HEALTH_TIMEOUT_S) -> HealthReport:
@@ -202,12 +170,37 @@ class Client:
         try:
             answer = self._stub.Health(pb.HealthRequest(), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _error_from_call(error) from error
+            raise error_from_call(error) from error
         return health_from_proto(answer)
 
     def close(self) -> None:
         """Closes the connection and cancels what still runs on it."""
+        give_up_at = time.monotonic() + CLOSE_TIMEOUT_S
+        for cancel in list(self._cancels):
+            with contextlib.suppress(grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError):
+                cancel.result(max(0.0, give_up_at - time.monotonic()))
         self._channel.close()
+
+    def _stream(self, request: Request, timeout_s: float | None, correlation_id: str | None) -> ExecuteStream:
+        metadata = call_metadata(self._metadata, correlation_id)
+
+        def open_call(request: Request, timeout_s: float | None) -> Any:
+            method = self._stub.Execute if isinstance(request, pb.ExecuteRequest) else self._stub.Attach
+            return method(request, timeout=timeout_s, metadata=metadata)
+
+        session = Session(request, self._retry, self._timeout_s if timeout_s is None else timeout_s)
+        return ExecuteStream(session, open_call, self._cancel_soon)
+
+    def _cancel_soon(self, job_id: str) -> None:
+        """Sends a Cancel and does not wait for it: who leaves a stream must not be held up."""
+        try:
+            call = self._stub.Cancel.future(
+                pb.CancelRequest(job_id=job_id), timeout=CANCEL_TIMEOUT_S, metadata=self._metadata
+            )
+        except ValueError:  # the channel is closed, and the job ends by the worker's grace time
+            return
+        self._cancels.add(call)
+        call.add_done_callback(self._cancels.discard)
 
     def __enter__(self) -> Self:
         return self
@@ -216,8 +209,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _error_from_call(call: Any, event: pb.Error | None = None) -> TokenwireRpcError:
-    # grpcio's blocking exceptions are the call itself: they carry the status and the metadata.
-    return error_from_status(call.code(), call.details(), call.initial_metadata(), call.trailing_metadata(), event)

@@ -14,6 +14,7 @@ from tokenwire.engine import JobStream
 from tokenwire.engine.stream import END_TAG, METRICS_TAG, STARTED_TAG, TOKEN_TAG
 from tokenwire.errors import TokenwireError
 from tokenwire.observe.logging import get_logger
+from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import convert
 from tokenwire.rpc.replay import Replay
 
@@ -78,13 +79,15 @@ class DetachedJobs:
         token: str,
         owner: str,
         num_prompt_tokens: int,
+        arrived: float,
         log_end: LogEnd,
     ) -> Replay:
         """Takes over a job that was started; from here on it lives by itself.
 
         Args:
             resources: what to close when the job ends; holds `stream`.
-            log_end: called with the stream, how it ended, and the seconds it took.
+            arrived: when the request came (`time.monotonic`, seconds).
+            log_end: called with the stream, how it ended, and the seconds since it arrived.
         """
         job = DetachedJob(stream.job_id, token, owner, num_prompt_tokens)
         previous = self._jobs.get(job.key)
@@ -93,7 +96,7 @@ class DetachedJobs:
         self._jobs[job.key] = job
         self._newest[job.owner, job.job_id] = job
         self._count(job)
-        job.task = asyncio.get_running_loop().create_task(self._run(job, stream, resources, log_end))
+        job.task = asyncio.get_running_loop().create_task(self._run(job, stream, resources, arrived, log_end))
         self._schedule(job)
         return job.replay
 
@@ -119,9 +122,10 @@ class DetachedJobs:
             await job.replay.cancel(CANCEL_WAIT_S)
             self._count(job)
 
-    async def _run(self, job: DetachedJob, stream: JobStream, resources: contextlib.ExitStack, log_end: LogEnd) -> None:
-        began = time.monotonic()
-        replay, end, ending = job.replay, None, "ABANDONED"
+    async def _run(
+        self, job: DetachedJob, stream: JobStream, resources: contextlib.ExitStack, arrived: float, log_end: LogEnd
+    ) -> None:
+        replay, end, ending = job.replay, None, DISCONNECTED
         with resources:
             try:
                 async for message in stream:
@@ -137,12 +141,12 @@ class DetachedJobs:
                     elif tag == END_TAG:
                         end = message
                 failure = stream.failure
-                ending = failure.code if failure is not None else "OK"
+                ending = failure.code if failure is not None else OK
             except Exception:  # noqa: BLE001 - whatever it is, those who read must hear of it
                 get_logger().error("error", code="INTERNAL", exc_info=True)
                 ending, failure = "INTERNAL", TokenwireError("INTERNAL")
             finally:
-                log_end(stream, ending, time.monotonic() - began)
+                log_end(stream, ending, time.monotonic() - arrived)
         code, message_text = (failure.code, failure.message) if failure is not None else ("", "")
         replay.finish(end, (lambda: TokenwireError(code, message_text)) if code else None)
 

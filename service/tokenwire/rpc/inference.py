@@ -83,6 +83,7 @@ class InferenceServicer:
                     token=raw.attach_token or secrets.token_urlsafe(),
                     owner=owner,
                     num_prompt_tokens=len(prompt_ids),
+                    arrived=arrived,
                     log_end=self._job_ended,
                 )
                 async with contextlib.aclosing(replay.read(0)) as events:
