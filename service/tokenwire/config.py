@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from tokenwire.http_config import GatewaySettings, HttpSettings, is_loopback
 
@@ -232,6 +232,21 @@ class Settings(HttpSettings):
         if self.device == "cuda" or self.gpu_device is not None:
             return f"cuda:{self.gpu_device or 0}"
         return None
+
+
+# Settings whose value is itself a secret; one that names a file of secrets is not.
+_SECRET = re.compile(r"(^|_)(key|keys|secret|password|token|salt)$")
+MASK = "********"
+
+
+def shown_settings(settings: Settings) -> list[tuple[str, object, bool]]:
+    """Name, value and whether it is the default, of every setting; secrets masked."""
+    shown = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        secret = isinstance(value, SecretStr) or (_SECRET.search(name) is not None and bool(value))
+        shown.append((name, MASK if secret else value, value == field.default))
+    return shown
 
 
 def load_settings(

@@ -1,4 +1,4 @@
-"""What a worker listens on: gRPC, HTTP, metrics, and health on a port of its own."""
+"""What a worker listens on: gRPC, HTTP, metrics, and health and administration on ports of their own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import grpc
 
 from tokenwire.config import Settings
 from tokenwire.observe.exposition import MetricsServer
+from tokenwire.rpc.admin import Control
 from tokenwire.rpc.credentials import server_credentials
 from tokenwire.rpc.listen import CannotBindError, bind, shown_address
-from tokenwire.rpc.server import build_health_server
+from tokenwire.rpc.server import build_admin_server, build_health_server
 from tokenwire.rpc.state import WorkerState
 from tokenwire.security.setup import Security
 
@@ -52,6 +53,12 @@ class Ports:
         if self._settings.health_port is not None:
             server = build_health_server(self._settings, state)
             await self.open_grpc("health", server, host, self._settings.health_port, plain=True)
+
+    async def open_admin(self, state: WorkerState, control: Control) -> None:
+        """The AdminService, where a port was asked for."""
+        if self._settings.admin_port is not None:
+            server = build_admin_server(self._settings, state, control, self._security.guard)
+            await self.open_grpc("admin", server, self._settings.admin_host, self._settings.admin_port)
 
     async def open_http(self, grpc_port: int) -> None:
         """The HTTP gateway, where one is wanted. It reaches this worker as any other client does."""

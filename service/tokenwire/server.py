@@ -26,6 +26,7 @@ from tokenwire.engine.async_engine import EngineFailure, watch_engine
 from tokenwire.errors import NoDeviceError, TokenwireError
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
 from tokenwire.ports import Ports
+from tokenwire.rpc.admin import Control
 from tokenwire.rpc.listen import CannotBindError
 from tokenwire.rpc.server import build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
@@ -133,6 +134,7 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
         try:
             port = await ports.open_grpc("grpc", server, settings.host, settings.port)
             await ports.open_probes(state)
+            await ports.open_admin(state, Control(stop=signals.first.set, is_stopping=signals.first.is_set))
             await ports.open_http(port)
             log.info("listening", host=settings.host, port=port, **ports.others(), **security.describe())
             model = await _load_model(settings, load, state, signals, die)

@@ -71,10 +71,9 @@ class StallingEngine:
 
     def submit(self, **spec: Any) -> Any:
         kind, _, milliseconds = spec["job_id"].partition("-")
-        job = self.native.submit(**spec)
         if kind == "stall":
             self.native.inject_stall(int(milliseconds))
-        return job
+        return self.native.submit(**spec)
 
 
 def load(settings: Settings, on_progress: ProgressCallback) -> Any:

@@ -25,6 +25,7 @@ class Process:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
+        self.port = 0
         self.channel: Any = None
         self.stub: Any = None
         self.health: Any = None
@@ -40,8 +41,8 @@ class Process:
         raise AssertionError(f"the log ended without {event}: {self.lines}")
 
     async def connect(self, event: str = "ready") -> None:
-        port = (await self.log_line(event))["port"]
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.port = (await self.log_line(event))["port"]
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
         self.stub = inference_pb2_grpc.InferenceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 

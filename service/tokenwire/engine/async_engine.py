@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tokenwire.engine.native import NativeEngine, NativeJob, NativeStats
@@ -18,7 +18,7 @@ JobKey = tuple[str, str]
 
 CANCEL_WAIT_S = 1.0
 FLUSH_WAIT_S = 2.0
-DRAINING = "the worker is shutting down"
+DRAINING = "the worker is draining"
 
 
 class AsyncEngine:
@@ -94,6 +94,31 @@ class AsyncEngine:
     def stop_admitting(self) -> None:
         """From now on `open` raises UNAVAILABLE; live jobs go on."""
         self._refusal = self._refusal or _draining
+
+    def resume_admitting(self) -> None:
+        """Undoes `stop_admitting`; an engine that failed stays as it is."""
+        if self._refusal is _draining:
+            self._refusal = None
+
+    @property
+    def batch_window_ms(self) -> int:
+        """How long an idle engine waits for company before a first step. Assigning takes effect with the next one."""
+        return self._native.batch_window_ms
+
+    @batch_window_ms.setter
+    def batch_window_ms(self, milliseconds: int) -> None:
+        self._native.batch_window_ms = milliseconds
+
+    async def inspect_cache(self) -> tuple[Mapping[bytes, tuple[int, int]], str]:
+        """What the prefix cache holds, as `_native.Engine.cache_contents` says it, and the ledger's audit. Waits for
+        the step that runs, in a thread."""
+        loop = asyncio.get_running_loop()
+        contents = await loop.run_in_executor(None, self._native.cache_contents)
+        return contents, await loop.run_in_executor(None, self._native.audit)
+
+    async def clear_cache(self) -> int:
+        """Gives up every cached block; returns how many. Waits for the step that runs, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._native.clear_cache)
 
     async def drain(self, timeout_s: float, cut_short: asyncio.Event | None = None) -> int:
         """Stops admitting and waits for live jobs; those left end with UNAVAILABLE. Returns how many were left.

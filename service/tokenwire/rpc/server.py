@@ -10,6 +10,7 @@ from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 
 from tokenwire.config import Settings
+from tokenwire.rpc.admin import AdminServicer, Control, add_admin
 from tokenwire.rpc.boundary import Boundary
 from tokenwire.rpc.detached import DetachLimits
 from tokenwire.rpc.guard import GuardInterceptor
@@ -18,7 +19,7 @@ from tokenwire.rpc.inference import InferenceServicer, add_inference
 from tokenwire.rpc.reflection import add_reflection
 from tokenwire.rpc.state import WorkerState
 from tokenwire.security.guard import Guard
-from tokenwire.v1 import inference_pb2
+from tokenwire.v1 import admin_pb2, inference_pb2
 
 MAX_PING_STRIKES = 2
 # grpc.max_metadata_size refuses at random from the soft limit on and always from the hard one.
@@ -52,6 +53,18 @@ def build_health_server(settings: Settings, state: WorkerState) -> grpc.aio.Serv
     """A server with health alone, for probes that cannot speak TLS; not bound or started yet."""
     server = grpc.aio.server(interceptors=(Boundary(state.metrics),), options=transport_options(settings))
     add_health(server, HealthServicer(state))
+    return server
+
+
+def build_admin_server(
+    settings: Settings, state: WorkerState, control: Control, guard: Guard | None = None
+) -> grpc.aio.Server:
+    """A server with the AdminService, for a port of its own; not bound or started yet."""
+    interceptors = (Boundary(state.metrics), GuardInterceptor(guard or Guard()))
+    server = grpc.aio.server(interceptors=interceptors, options=transport_options(settings))
+    add_admin(server, AdminServicer(settings, state, control))
+    add_health(server, HealthServicer(state))
+    add_reflection(server, cast(tuple[FileDescriptor, ...], (admin_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)))
     return server
 
 

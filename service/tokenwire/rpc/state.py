@@ -205,7 +205,7 @@ class WorkerState:
             return self.serving
         message = {
             Phase.LOADING: f"the model is loading ({self.load_percent} %)",
-            Phase.DRAINING: "the worker is shutting down",
+            Phase.DRAINING: "the worker is draining",
         }.get(self.phase, "the worker is not serving")
         raise TokenwireError("UNAVAILABLE", message, phase=self.phase.value)
 
