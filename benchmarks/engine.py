@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tokenwire import _native
@@ -58,11 +59,15 @@ def run_case(engine: _native.Engine, case: Case, seed: int) -> float:
     """Tokens a second of one run."""
     source = random.Random(seed)
     vocab_size = engine.model_info.vocab_size
-    jobs = [
-        engine.submit(
+    prompts = [[source.randrange(1000, vocab_size) for _ in range(case.prompt)] for _ in range(case.streams)]
+    submitted = []
+
+    def submit(index: int) -> _native.Job:
+        submitted.append(time.monotonic())
+        return engine.submit(
             job_id=f"bench-{index}",
             model="bench",
-            prompt_ids=[source.randrange(1000, vocab_size) for _ in range(case.prompt)],
+            prompt_ids=prompts[index],
             max_tokens=case.tokens,
             temperature=0.0,
             top_p=1.0,
@@ -78,24 +83,36 @@ def run_case(engine: _native.Engine, case: Case, seed: int) -> float:
             timeout_ms=0,
             cache_salt=b"",
         )
-        for index in range(case.streams)
-    ]
-    outcomes = []
-    waiting = {job.handle: job for job in jobs}
+
+    waiting = dict(enumerate([submit(index) for index in range(case.streams)]))
+    ended: dict[int, _native.Outcome] = {}
     while waiting:
-        for handle in [*waiting]:
-            outcome = waiting[handle].take()[1]
+        for index in [*waiting]:
+            outcome = waiting[index].take()[1]
             if outcome is not None:
-                outcomes.append(outcome)
-                del waiting[handle]
+                ended[index] = outcome
+                del waiting[index]
         time.sleep(0.02)
+    outcomes = [ended[index] for index in range(case.streams)]
     failed = [outcome.error_message for outcome in outcomes if outcome.error_code]
     if failed:
         raise RuntimeError(failed[0])
     if case.prefill:
         return case.prompt * case.streams / (sum(outcome.prefill_ms for outcome in outcomes) / 1000)
-    # All streams decode together from the last first token to the end of the first to end: use the slowest stream.
-    return case.streams * (case.tokens - 1) / (max(outcome.decode_ms for outcome in outcomes) / 1000)
+    return decode_rate(case, submitted, outcomes)
+
+
+def decode_rate(case: Case, submitted: list[float], outcomes: list[_native.Outcome]) -> float:
+    """Tokens a second while all streams decode: from the last one's first token to the first one's last.
+
+    Before that some prompts are still being read and after it some streams have ended. Each step before it gave some
+    stream its first token, so the steps that the first stream took by then are the distinct times of first tokens.
+    """
+    first_tokens = [at + outcome.first_token_ms / 1000 for at, outcome in zip(submitted, outcomes, strict=True)]
+    ends = [at + outcome.decode_ms / 1000 for at, outcome in zip(first_tokens, outcomes, strict=True)]
+    in_order = sorted(first_tokens)
+    steps_before = sum(later - earlier > 0.001 for earlier, later in pairwise(in_order))
+    return case.streams * (case.tokens - 1 - steps_before) / (min(ends) - in_order[-1])
 
 
 def peer_run(case: Case, bench: Path, batched: Path, model: Path, threads: int) -> float:
