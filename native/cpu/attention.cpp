@@ -4,6 +4,8 @@
 // Within a split a score is Σ_d q[d]·k[d] in order of d (fma); weights are e^(score - the split's maximum); their sum
 // runs over 16 lanes by position and then over the lanes; values are Σ_t weight·v[t] in order of t (fma). Splits are
 // combined in order by combine_splits(). Reads 4 · head_dim bytes a key.
+#include <type_traits>
+
 #include "cpu/ops.h"
 
 namespace tw::cpu::TW_ISA {
@@ -17,19 +19,59 @@ constexpr int kMicroRows = 2;
 
 constexpr float kLowest = -3.0e38f;
 
-// Scores of kRows queries with kGroups groups of 16 consecutive keys. `scores` has kSplitTokens values a row.
-template <int kRows, int kGroups>
-void score_groups(const KvLayer& layer, const AttentionTile& tile, int row, int32_t first_key, int32_t split_begin,
-                  float* scores) {
-  F32x16 acc[kRows][kGroups];
-  const uint16_t* keys[kGroups];
-  for (int g = 0; g < kGroups; ++g) {
-    keys[g] = layer.keys(tile.block_table[first_key / kBlockTokens + g], tile.kv_head);
-    for (int r = 0; r < kRows; ++r) acc[r][g] = F32x16::zero();
+// Keys and values where the cache has them: FP16, block by block.
+struct PagedTokens {
+  const KvLayer& layer;
+  const AttentionTile& tile;
+
+  // Dimension `d` of the 16 keys from position `key` on, a multiple of 16.
+  F32x16 keys(int32_t key, int32_t d) const {
+    const uint16_t* block = layer.keys(tile.block_table[key / kBlockTokens], tile.kv_head);
+    return F32x16::load_f16(block + int64_t{d} * kBlockTokens);
   }
-  for (int32_t d = 0; d < layer.head_dim; ++d) {
+  // Dimensions d … d+15 of the value at position `t`.
+  F32x16 value(int32_t t, int32_t d) const {
+    const uint16_t* block = layer.values(tile.block_table[t / kBlockTokens], tile.kv_head);
+    return F32x16::load_f16(block + int64_t{t % kBlockTokens} * layer.head_dim + d);
+  }
+};
+
+// A chunk of keys [position / 16][head_dim][16], or of values [position][head_dim], widened to floats.
+struct WideTokens {
+  const float* data;
+  int32_t first;  // position of the chunk's first token
+  int32_t head_dim;
+
+  F32x16 keys(int32_t key, int32_t d) const {
+    return F32x16::load(data + int64_t{key - first} * head_dim + int64_t{d} * kBlockTokens);
+  }
+  F32x16 value(int32_t t, int32_t d) const { return F32x16::load(data + int64_t{t - first} * head_dim + d); }
+};
+
+// Keys of positions [begin, end) → WideTokens' form; values likewise.
+void widen_keys(const PagedTokens& tokens, int32_t begin, int32_t end, float* out) {
+  for (int32_t key = begin; key < end; key += kBlockTokens) {
+    for (int32_t d = 0; d < tokens.layer.head_dim; ++d, out += kBlockTokens) tokens.keys(key, d).store(out);
+  }
+}
+
+void widen_values(const PagedTokens& tokens, int32_t begin, int32_t end, float* out) {
+  for (int32_t t = begin; t < end; ++t) {
+    for (int32_t d = 0; d < tokens.layer.head_dim; d += 16, out += 16) tokens.value(t, d).store(out);
+  }
+}
+
+// Scores of kRows queries with kGroups groups of 16 consecutive keys. `scores` has kSplitTokens values a row.
+template <int kRows, int kGroups, class Tokens>
+void score_groups(const Tokens& tokens, const AttentionTile& tile, int32_t head_dim, int row, int32_t first_key,
+                  int32_t split_begin, float* scores) {
+  F32x16 acc[kRows][kGroups];
+  for (auto& r : acc) {
+    for (F32x16& a : r) a = F32x16::zero();
+  }
+  for (int32_t d = 0; d < head_dim; ++d) {
     F32x16 k[kGroups];
-    for (int g = 0; g < kGroups; ++g) k[g] = F32x16::load_f16(keys[g] + int64_t{d} * kBlockTokens);
+    for (int g = 0; g < kGroups; ++g) k[g] = tokens.keys(first_key + g * kBlockTokens, d);
     for (int r = 0; r < kRows; ++r) {
       const F32x16 q = F32x16::broadcast(tile.queries[row + r][d]);
       for (int g = 0; g < kGroups; ++g) acc[r][g] = fma(q, k[g], acc[r][g]);
@@ -41,14 +83,17 @@ void score_groups(const KvLayer& layer, const AttentionTile& tile, int row, int3
   }
 }
 
-template <int kRows>
-void score_rows(const KvLayer& layer, const AttentionTile& tile, int row, int32_t begin, int32_t end, float* scores) {
-  constexpr int kGroups = kRows >= 5 ? 2 : 4;
+template <int kRows, class Tokens>
+void score_rows(const Tokens& tokens, const AttentionTile& tile, int32_t head_dim, int row, int32_t begin, int32_t end,
+                int32_t split_begin, float* scores) {
+  constexpr int kGroups = 4;
   int32_t key = begin;
   for (; key + kGroups * kBlockTokens < end + kBlockTokens; key += kGroups * kBlockTokens) {
-    score_groups<kRows, kGroups>(layer, tile, row, key, begin, scores);
+    score_groups<kRows, kGroups>(tokens, tile, head_dim, row, key, split_begin, scores);
   }
-  for (; key < end; key += kBlockTokens) score_groups<kRows, 1>(layer, tile, row, key, begin, scores);
+  for (; key < end; key += kBlockTokens) {
+    score_groups<kRows, 1>(tokens, tile, head_dim, row, key, split_begin, scores);
+  }
 }
 
 // Scores → weights e^(score - max), zero beyond the row's keys; the row's maximum and sum.
@@ -68,21 +113,22 @@ void weigh_row(float* scores, int32_t num_keys, int32_t num_padded, AttentionSta
   state->sum = sum(total);
 }
 
-// values[r][d … d+64) = Σ_t weight[r][t] · v[t][d … d+64) over keys [begin, end), in order of t.
-template <int kRows, int kVectors>
-void sum_values(const KvLayer& layer, const AttentionTile& tile, int row, int32_t begin, int32_t end, int32_t d,
+// values[r][d … d+16·kVectors) += Σ_t weight[r][t] · v[t] over keys [begin, end), in order of t; from 0 if `begin` is
+// the split's first key.
+template <int kRows, int kVectors, class Tokens>
+void sum_values(const Tokens& tokens, int row, int32_t begin, int32_t end, int32_t split_begin, int32_t d,
                 const float* weights, AttentionState* states) {
   F32x16 acc[kRows][kVectors];
-  for (auto& r : acc) {
-    for (F32x16& a : r) a = F32x16::zero();
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) {
+      acc[r][i] = begin == split_begin ? F32x16::zero() : F32x16::load(states[row + r].values + d + 16 * i);
+    }
   }
   for (int32_t t = begin; t < end; ++t) {
-    const uint16_t* value =
-        layer.values(tile.block_table[t / kBlockTokens], tile.kv_head) + int64_t{t % kBlockTokens} * layer.head_dim + d;
     F32x16 v[kVectors];
-    for (int i = 0; i < kVectors; ++i) v[i] = F32x16::load_f16(value + 16 * i);
+    for (int i = 0; i < kVectors; ++i) v[i] = tokens.value(t, d + 16 * i);
     for (int r = 0; r < kRows; ++r) {
-      const F32x16 w = F32x16::broadcast(weights[(row + r) * kSplitTokens + (t - begin)]);
+      const F32x16 w = F32x16::broadcast(weights[(row + r) * kSplitTokens + (t - split_begin)]);
       for (int i = 0; i < kVectors; ++i) acc[r][i] = fma(w, v[i], acc[r][i]);
     }
   }
@@ -91,72 +137,110 @@ void sum_values(const KvLayer& layer, const AttentionTile& tile, int row, int32_
   }
 }
 
-template <int kRows>
-void sum_rows(const KvLayer& layer, const AttentionTile& tile, int row, int32_t begin, int32_t end,
+template <int kRows, class Tokens>
+void sum_rows(const Tokens& tokens, int32_t head_dim, int row, int32_t begin, int32_t end, int32_t split_begin,
               const float* weights, AttentionState* states) {
   int32_t d = 0;
-  for (; d + 64 <= layer.head_dim; d += 64) {
-    sum_values<kRows, 4>(layer, tile, row, begin, end, d, weights, states);
+  for (; d + 64 <= head_dim; d += 64) {
+    sum_values<kRows, 4>(tokens, row, begin, end, split_begin, d, weights, states);
   }
-  for (; d < layer.head_dim; d += 16) sum_values<kRows, 1>(layer, tile, row, begin, end, d, weights, states);
+  for (; d < head_dim; d += 16) sum_values<kRows, 1>(tokens, row, begin, end, split_begin, d, weights, states);
 }
 
-template <int kRows>
-void attend_rows(const KvLayer& layer, const AttentionTile& tile, int row, int32_t begin, AttentionState* states,
-                 float* scratch) {
-  int32_t end = begin;  // beyond the last key that any of these rows sees in this split
-  for (int r = 0; r < kRows; ++r) {
-    const int32_t keys = tile.num_keys[row + r];
-    const int32_t stop = keys < begin + kSplitTokens ? keys : begin + kSplitTokens;
+// Calls body(integral_constant of the count, first row) for groups of at most kMicroRows rows, evenly split.
+template <class Body>
+void for_row_groups(int num_rows, const Body& body) {
+  int row = 0;
+  for (int groups = (num_rows + kMicroRows - 1) / kMicroRows; groups > 0; --groups) {
+    const int rows = (num_rows - row + groups - 1) / groups;
+    switch (rows) {
+      case 1: body(std::integral_constant<int, 1>(), row); break;
+      case 2: body(std::integral_constant<int, 2>(), row); break;
+#if defined(TW_ISA_AVX512)
+      case 3: body(std::integral_constant<int, 3>(), row); break;
+      case 4: body(std::integral_constant<int, 4>(), row); break;
+      case 5: body(std::integral_constant<int, 5>(), row); break;
+      default: body(std::integral_constant<int, 6>(), row); break;
+#endif
+    }
+    row += rows;
+  }
+}
+
+// Beyond the last key of [split_begin, split_begin + kSplitTokens) that any of the rows sees.
+int32_t end_of_rows(const AttentionTile& tile, int row, int num_rows, int32_t split_begin) {
+  int32_t end = split_begin;
+  for (int r = row; r < row + num_rows; ++r) {
+    const int32_t stop = tile.num_keys[r] < split_begin + kSplitTokens ? tile.num_keys[r] : split_begin + kSplitTokens;
     end = stop > end ? stop : end;
   }
-  if (end == begin) {
-    for (int r = 0; r < kRows; ++r) states[row + r].sum = 0.0f;
-    return;
-  }
-  score_rows<kRows>(layer, tile, row, begin, end, scratch);
+  return end;
+}
+
+// A row whose keys end before `end` gets weight 0 for the rest: fma(0, v, acc) leaves acc as it is, since cached values
+// are finite, so its result does not depend on the rows that share its tile.
+void weigh_rows(const AttentionTile& tile, int row, int num_rows, int32_t begin, int32_t end, AttentionState* states,
+                float* scratch) {
   const int32_t padded = (end - begin + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
-  for (int r = 0; r < kRows; ++r) {
-    const int32_t keys = tile.num_keys[row + r] - begin;
-    float* scores = scratch + (row + r) * kSplitTokens;
+  for (int r = row; r < row + num_rows; ++r) {
+    const int32_t keys = tile.num_keys[r] - begin;
+    float* scores = scratch + r * kSplitTokens;
     if (keys <= 0) {
       for (int32_t t = 0; t < padded; ++t) scores[t] = 0.0f;
-      states[row + r].sum = 0.0f;
+      states[r].sum = 0.0f;
     } else {
-      weigh_row(scores, keys, padded, &states[row + r]);
+      weigh_row(scores, keys, padded, &states[r]);
     }
   }
-  sum_rows<kRows>(layer, tile, row, begin, end, scratch, states);
 }
 
 }  // namespace
 
-// A row whose keys end before `end` gets weight 0 for the rest: fma(0, v, acc) leaves acc as it is, since cached values
-// are finite, so its result does not depend on the rows that share its tile.
+// Few rows read the cache as it is. More rows than fit in registers would widen each value again for every group of
+// them: keys and values are widened once, a chunk at a time.
 void attend_split(const KvLayer& layer, const AttentionTile& tile, int32_t split, AttentionState* states,
                   float* scratch) {
   const int32_t begin = split * kSplitTokens;
-  int row = 0;
-  while (row < tile.num_rows) {
-    const int left = tile.num_rows - row;
-    const int rows = left < kMicroRows ? left : kMicroRows;
-    if constexpr (kMicroRows == 6) {
-      switch (rows) {
-        case 1: attend_rows<1>(layer, tile, row, begin, states, scratch); break;
-        case 2: attend_rows<2>(layer, tile, row, begin, states, scratch); break;
-        case 3: attend_rows<3>(layer, tile, row, begin, states, scratch); break;
-        case 4: attend_rows<4>(layer, tile, row, begin, states, scratch); break;
-        case 5: attend_rows<5>(layer, tile, row, begin, states, scratch); break;
-        default: attend_rows<6>(layer, tile, row, begin, states, scratch); break;
-      }
-    } else {
-      if (rows == 1) {
-        attend_rows<1>(layer, tile, row, begin, states, scratch);
+  const int32_t head_dim = layer.head_dim;
+  const PagedTokens paged = {layer, tile};
+  const int32_t last = end_of_rows(tile, 0, tile.num_rows, begin);
+  if (last == begin) {
+    for (int r = 0; r < tile.num_rows; ++r) states[r].sum = 0.0f;
+    return;
+  }
+  float* wide = scratch + kAttentionRows * kSplitTokens;
+  const bool widen = tile.num_rows > kMicroRows;
+  const int32_t chunk = widen ? kChunkTokens : kSplitTokens;
+  for (int32_t from = begin; from < last; from += chunk) {
+    const int32_t to = last - from < chunk ? last : from + chunk;
+    if (widen) widen_keys(paged, from, to, wide);
+    for_row_groups(tile.num_rows, [&](auto rows, int row) {
+      const int32_t group_end = end_of_rows(tile, row, rows, begin);
+      const int32_t end = group_end < to ? group_end : to;
+      if (end <= from) return;
+      if (widen) {
+        score_rows<rows>(WideTokens{wide, from, head_dim}, tile, head_dim, row, from, end, begin, scratch);
       } else {
-        attend_rows<2>(layer, tile, row, begin, states, scratch);
+        score_rows<rows>(paged, tile, head_dim, row, from, end, begin, scratch);
       }
-    }
-    row += rows;
+    });
+  }
+  for_row_groups(tile.num_rows, [&](auto rows, int row) {
+    weigh_rows(tile, row, rows, begin, end_of_rows(tile, row, rows, begin), states, scratch);
+  });
+  for (int32_t from = begin; from < last; from += chunk) {
+    const int32_t to = last - from < chunk ? last : from + chunk;
+    if (widen) widen_values(paged, from, to, wide);
+    for_row_groups(tile.num_rows, [&](auto rows, int row) {
+      const int32_t group_end = end_of_rows(tile, row, rows, begin);
+      const int32_t end = group_end < to ? group_end : to;
+      if (end <= from) return;
+      if (widen) {
+        sum_rows<rows>(WideTokens{wide, from, head_dim}, head_dim, row, from, end, begin, scratch, states);
+      } else {
+        sum_rows<rows>(paged, head_dim, row, from, end, begin, scratch, states);
+      }
+    });
   }
 }
 

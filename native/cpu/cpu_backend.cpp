@@ -29,20 +29,20 @@ constexpr int64_t kRowGrain = 8;
 // Owns the memory of Activations for up to `max_rows` rows.
 struct ActivationBuffer {
   Activations view;
-  AlignedBuffer values, planes, scales, code_sums, sums;
+  AlignedBuffer values, codes, scales, code_sums, sums;
 
   void allocate(int64_t max_rows, int64_t num_cols) {
     const auto count = static_cast<size_t>(max_rows * num_cols);
     const size_t blocks = count / static_cast<size_t>(kBlock);
     values = AlignedBuffer(count * sizeof(float), "activations");
-    planes = AlignedBuffer(2 * count, "activations");
+    codes = AlignedBuffer(count * sizeof(int16_t), "activations");
     scales = AlignedBuffer(blocks * sizeof(float), "activations");
     code_sums = AlignedBuffer(2 * blocks * sizeof(int32_t), "activations");
     sums = AlignedBuffer(blocks * sizeof(float), "activations");
-    view = {num_cols,           values.as<float>(),      planes.as<int8_t>(),
+    view = {num_cols,           values.as<float>(),      codes.as<int16_t>(),
             scales.as<float>(), code_sums.as<int32_t>(), sums.as<float>()};
   }
-  size_t num_bytes() const { return values.size() + planes.size() + scales.size() + code_sums.size() + sums.size(); }
+  size_t num_bytes() const { return values.size() + codes.size() + scales.size() + code_sums.size() + sums.size(); }
 };
 
 // What a thread needs while it computes an item.
@@ -169,14 +169,12 @@ void CpuBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
 
   kv_layer_values_ = int64_t{2} * shape.num_kv_heads * shape.head_dim * kBlockTokens;
 
-  int64_t widest = std::max<int64_t>(attention_size, shape.ffn_size);
-  widest = std::max<int64_t>(widest, shape.hidden_size);
   scratch_.resize(static_cast<size_t>(pool_.size()));
   for (ThreadScratch& scratch : scratch_) {
-    scratch.matmul = AlignedBuffer(static_cast<size_t>(matmul_scratch_bytes(widest)), "scratch");
+    scratch.matmul = AlignedBuffer(static_cast<size_t>(kMatmulScratchBytes), "scratch");
     // Scores, then the running and the split's values of each row of a tile.
-    scratch.attention =
-        AlignedBuffer(floats(attention_scratch_floats() + int64_t{2} * kAttentionRows * shape.head_dim), "scratch");
+    scratch.attention = AlignedBuffer(
+        floats(attention_scratch_floats(shape.head_dim) + int64_t{2} * kAttentionRows * shape.head_dim), "scratch");
   }
 }
 
@@ -317,7 +315,7 @@ void CpuBackend::attend(int32_t layer) {
       float* outputs[kAttentionRows];
       const AttentionTile tile = make_tile(items_[static_cast<size_t>(index)], outputs);
       float* scores = scratch_[static_cast<size_t>(thread)].attention.as<float>();
-      float* values = scores + attention_scratch_floats();
+      float* values = scores + attention_scratch_floats(shape_.head_dim);
       AttentionState totals[kAttentionRows];
       AttentionState parts[kAttentionRows];
       for (int32_t i = 0; i < tile.num_rows; ++i) {
@@ -351,7 +349,8 @@ void CpuBackend::attend(int32_t layer) {
   pool_.for_each(num_items, [&](int64_t index, int thread) {
     float* outputs[kAttentionRows];
     const AttentionTile tile = make_tile(items_[static_cast<size_t>(index)], outputs);
-    float* values = scratch_[static_cast<size_t>(thread)].attention.as<float>() + attention_scratch_floats();
+    float* values =
+        scratch_[static_cast<size_t>(thread)].attention.as<float>() + attention_scratch_floats(shape_.head_dim);
     for (int32_t i = 0; i < tile.num_rows; ++i) {
       AttentionState total;
       total.values = values;
@@ -439,11 +438,6 @@ void CpuBackend::inject(Fault fault) {
 }
 
 }  // namespace
-
-int64_t matmul_scratch_bytes(int64_t num_cols) {
-  constexpr int64_t kUnpackedBlockBytes = 512 + 2 * 16 * static_cast<int64_t>(sizeof(float));
-  return 2 * num_cols / kBlock * kUnpackedBlockBytes;
-}
 
 const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)

@@ -9,14 +9,14 @@
 namespace tw::cpu {
 
 // Rows of activations as a projection reads them. Quantised rows are split in blocks of kBlock values with one scale
-// each: value ≈ scale · (256 · high + low), a 16-bit integer in two signed bytes, so that products with weight codes
-// are exact integers and the rounding (1/65024 of the block's largest value) is far below that of the weights.
+// each: value ≈ scale · code with codes of 16 bits, so that products with weight codes are exact integers and the
+// rounding (1/65024 of the block's largest value) is far below that of the weights.
 struct Activations {
   int64_t num_cols = 0;
   float* values = nullptr;       // [rows, num_cols]
-  int8_t* planes = nullptr;      // [rows, num_cols / kBlock, 2, kBlock]: high bytes, low bytes
+  int16_t* codes = nullptr;      // [rows, num_cols], every four of them in the order 0, 2, 1, 3
   float* scales = nullptr;       // [rows, num_cols / kBlock]
-  int32_t* code_sums = nullptr;  // [rows, num_cols / kBlock, 2]: Σ of the block's 16-bit codes, Σ of its first 16
+  int32_t* code_sums = nullptr;  // [rows, num_cols / kBlock, 2]: Σ of the block's codes, Σ of its first 16
   float* sums = nullptr;         // [rows, num_cols / kBlock]: scale · Σ of the codes
 
   int64_t num_blocks() const { return num_cols / kBlock; }
@@ -58,7 +58,10 @@ struct KvLayer {
 constexpr int32_t kSplitTokens = 256;
 
 // Up to kAttentionRows query vectors that share a sequence and a kv head.
-constexpr int32_t kAttentionRows = 12;
+constexpr int32_t kAttentionRows = 48;
+
+// Positions whose keys or values are widened to floats at a time, for a tile of more rows than fit in registers.
+constexpr int32_t kChunkTokens = 64;
 
 // A query vector's running result over splits: output = values / sum.
 struct AttentionState {
@@ -77,12 +80,12 @@ struct AttentionTile {
 
 struct Kernels {
   Isa isa;
-  // Rows [begin, end) of input.values → planes, scales, sums.
+  // Rows [begin, end) of input.values → codes, scales, code_sums, sums.
   void (*quantize_rows)(const Activations& rows, int64_t begin, int64_t end);
   // out.values[r] = x[r] / rms(x[r]) · gain, and quantised if `quantize`.
   void (*rms_norm)(const float* x, int64_t x_stride, const float* gain, float eps, const Activations& out,
                    int64_t begin, int64_t end, bool quantize);
-  // Pairs [pair_begin, pair_end) × rows [row_begin, row_end). `scratch` holds matmul_scratch_bytes(num_cols).
+  // Pairs [pair_begin, pair_end) × rows [row_begin, row_end). `scratch` holds kMatmulScratchBytes.
   void (*matmul)(const MatmulTask& task, int64_t pair_begin, int64_t pair_end, int64_t row_begin, int64_t row_end,
                  uint8_t* scratch);
   // out[0 … num_cols) = row `row` of a part of a matrix that is not gate_up.
@@ -95,7 +98,7 @@ struct Kernels {
   void (*store_kv)(const KvLayer& layer, int32_t block, int32_t slot, int32_t kv_head, const float* key,
                    const float* value);
   // Partial attention over the keys of split `split` into states[0 … num_rows); a row with no key there gets sum 0.
-  // `scratch` holds attention_scratch_floats().
+  // `scratch` holds attention_scratch_floats(head_dim).
   void (*attend_split)(const KvLayer& layer, const AttentionTile& tile, int32_t split, AttentionState* states,
                        float* scratch);
   // Adds a later split's partial result to `total`; total.sum = 0 means empty.
@@ -111,8 +114,11 @@ struct Kernels {
 // Values that exp_runs() sums at a time.
 constexpr int64_t kExpRun = 256;
 
-int64_t matmul_scratch_bytes(int64_t num_cols);
-constexpr int64_t attention_scratch_floats() { return int64_t{kAttentionRows} * kSplitTokens; }
+constexpr int64_t kMatmulScratchBytes = 51200;
+// Scores of a tile's rows, and a chunk of keys or values as floats.
+constexpr int64_t attention_scratch_floats(int32_t head_dim) {
+  return int64_t{kAttentionRows} * kSplitTokens + int64_t{kChunkTokens} * head_dim;
+}
 
 const Kernels& kernels_for(Isa isa);
 

@@ -6,45 +6,42 @@
 //     Where a scale covers 16 inputs (Q6_K), the same for the block's first half and then its second.
 //   float formats: inputs in order, acc = fma(w, x, acc).
 // One row reads the packed tiles directly and is bound by their bytes. More rows unpack a pair of tiles once into
-// scratch (cache resident) and are bound by the integer dot products: 2 · 2 a weight, for the two bytes of an
-// activation code.
+// scratch (cache resident) and are bound by the integer dot products of 16-bit pairs.
+#include <cstring>
+
 #include "cpu/ops.h"
 #include "cpu/tiles.h"
 
 namespace tw::cpu::TW_ISA {
 namespace {
 
-// Register tile of the many-row path: rows × tiles. 16 vector registers hold less than 32.
+// Register tile of the many-row path: rows × tiles. 16 vector registers hold less than 32. Accumulators live in memory,
+// which costs a load and a store a block of 32 inputs; registers hold the block's integer sums.
 #if defined(TW_ISA_AVX512)
-constexpr int kMicroRows = 6;
+constexpr int kMicroRows = 8;
 constexpr int kMicroTiles = 2;
 #else
-constexpr int kMicroRows = 2;
+constexpr int kMicroRows = 6;
 constexpr int kMicroTiles = 1;
 #endif
 
 // --- Quantised formats. ---
 
-template <bool kSmallCodes>
-I32x16 dot_codes(I32x16 acc, U8x64 w, X4 x) {
-  if constexpr (kSmallCodes) {
-    return dot_small(acc, w, x);
-  } else {
-    return dot(acc, w, x);
+// Σ (code_w - zero) · code_x from Σ code_w · code_x, for a block or half of one.
+template <class Tile>
+I32x16 subtract_zero(I32x16 codes, const Activations& x, int64_t index, int half) {
+  if constexpr (Tile::kZero == 0) return codes;
+  int32_t code_sum = x.code_sums[2 * index];
+  if constexpr (Tile::kHalves == 2) {
+    const int32_t first = x.code_sums[2 * index + 1];
+    code_sum = half == 0 ? first : code_sum - first;
   }
+  return codes - I32x16::broadcast(Tile::kZero * code_sum);
 }
 
 // Adds a block, or half of one, to an output's accumulator: the step that fixes the arithmetic of all quantised paths.
 template <class Tile>
-F32x16 accumulate(F32x16 acc, I32x16 codes, const Activations& x, int64_t index, int half, F32x16 scale, F32x16 min) {
-  if constexpr (Tile::kZero != 0) {
-    int32_t code_sum = x.code_sums[2 * index];
-    if constexpr (Tile::kHalves == 2) {
-      const int32_t first = x.code_sums[2 * index + 1];
-      code_sum = half == 0 ? first : code_sum - first;
-    }
-    codes = codes - I32x16::broadcast(Tile::kZero * code_sum);
-  }
+F32x16 accumulate(F32x16 acc, I32x16 codes, const Activations& x, int64_t index, F32x16 scale, F32x16 min) {
   acc = fma(to_float(codes) * F32x16::broadcast(x.scales[index]), scale, acc);
   if constexpr (Tile::kHasMin) acc = fma(min, F32x16::broadcast(x.sums[index]), acc);
   return acc;
@@ -63,34 +60,28 @@ constexpr int64_t kPrefetchBytes = 8192;
 // One row × one tile → out[16].
 template <class Tile>
 void row_by_tile(const uint8_t* tile, int64_t tile_bytes, const Activations& x, int64_t row, float* out) {
-  constexpr int kSecond = Tile::kHalves - 1;  // where the second halves' sums go
   const int64_t num_blocks = x.num_blocks();
   const int64_t block_bytes = tile_bytes / num_blocks;
   F32x16 acc = F32x16::zero();
   for (int64_t b = 0; b < num_blocks; ++b) {
     for (int64_t line = 0; line < block_bytes; line += 64) prefetch(tile + b * block_bytes + line + kPrefetchBytes);
     const int64_t index = row * num_blocks + b;
-    const int8_t* high = x.planes + index * 2 * kBlock;
-    const int8_t* low = high + kBlock;
-    I32x16 sum_high[Tile::kHalves];
-    I32x16 sum_low[Tile::kHalves];
-    for (int half = 0; half < Tile::kHalves; ++half) sum_high[half] = sum_low[half] = I32x16::zero();
+    const int16_t* values = x.codes + index * kBlock;
+    I32x16 first = I32x16::zero();
+    I32x16 second = I32x16::zero();
 #pragma GCC unroll 4
     for (int chunk = 0; chunk < 4; ++chunk) {
       const CodePair w = Tile::codes(Tile::block(tile, b), chunk);
-      const X4 high0 = X4::load(high + 4 * chunk);
-      const X4 high1 = X4::load(high + 16 + 4 * chunk);
-      const X4 low0 = X4::load(low + 4 * chunk);
-      const X4 low1 = X4::load(low + 16 + 4 * chunk);
-      sum_high[0] = dot_codes<Tile::kSmallCodes>(sum_high[0], w.first, high0);
-      sum_low[0] = dot_codes<Tile::kSmallCodes>(sum_low[0], w.first, low0);
-      sum_high[kSecond] = dot_codes<Tile::kSmallCodes>(sum_high[kSecond], w.second, high1);
-      sum_low[kSecond] = dot_codes<Tile::kSmallCodes>(sum_low[kSecond], w.second, low1);
+      first = dot(first, even_bytes(w.first), X2::load(values + 4 * chunk));
+      first = dot(first, odd_bytes(w.first), X2::load(values + 4 * chunk + 2));
+      second = dot(second, even_bytes(w.second), X2::load(values + 16 + 4 * chunk));
+      second = dot(second, odd_bytes(w.second), X2::load(values + 16 + 4 * chunk + 2));
     }
+    const I32x16 sums[2] = {Tile::kHalves == 1 ? first + second : first, second};
 #pragma GCC unroll 2
     for (int half = 0; half < Tile::kHalves; ++half) {
-      acc = accumulate<Tile>(acc, shift_left_8(sum_high[half]) + sum_low[half], x, index, half,
-                             Tile::scale(tile, b, half), min_of<Tile>(tile, b));
+      acc = accumulate<Tile>(acc, subtract_zero<Tile>(sums[half], x, index, half), x, index, Tile::scale(tile, b, half),
+                             min_of<Tile>(tile, b));
     }
   }
   acc.store(out);
@@ -98,9 +89,10 @@ void row_by_tile(const uint8_t* tile, int64_t tile_bytes, const Activations& x, 
 
 // --- Many rows: tiles unpacked to one form, whatever the format. ---
 
-// One unpacked block of a tile: 8 groups of 64 codes (group g = inputs 4g … 4g+3), then scale and minimum.
+// One unpacked block of a tile: codes less their zero in 16 groups (group g = the inputs that Activations::codes holds
+// at 2g and 2g+1, for 16 rows), then scale and minimum.
 struct UnpackedBlock {
-  uint8_t codes[8][64];
+  int16_t codes[16][32];
   float scale[16];
   float second[16];  // the minimum, or the scale of the second half
 };
@@ -109,18 +101,30 @@ template <class Tile>
 void unpack_block(const uint8_t* tile, int64_t b, UnpackedBlock* out) {
   for (int chunk = 0; chunk < 4; ++chunk) {
     const CodePair w = Tile::codes(Tile::block(tile, b), chunk);
-    w.first.store(out->codes[chunk]);
-    w.second.store(out->codes[4 + chunk]);
+    const auto less_zero = [](I16x32 codes) {
+      if constexpr (Tile::kZero == 0) return codes;
+      return codes - I16x32::broadcast(Tile::kZero);
+    };
+    less_zero(even_bytes(w.first)).store(out->codes[2 * chunk]);
+    less_zero(odd_bytes(w.first)).store(out->codes[2 * chunk + 1]);
+    less_zero(even_bytes(w.second)).store(out->codes[8 + 2 * chunk]);
+    less_zero(odd_bytes(w.second)).store(out->codes[8 + 2 * chunk + 1]);
   }
   Tile::scale(tile, b, 0).store(out->scale);
   if constexpr (Tile::kHalves == 2) Tile::scale(tile, b, 1).store(out->second);
   if constexpr (Tile::kHasMin) Tile::min(tile, b).store(out->second);
 }
 
-template <class Tile>
-void unpack_tile(const uint8_t* tile, int64_t num_blocks, UnpackedBlock* out) {
-  for (int64_t b = 0; b < num_blocks; ++b) unpack_block<Tile>(tile, b, out + b);
-}
+// What the many-row path works on at a time, so that it stays in the first-level cache: blocks of a pair of tiles, and
+// the rows whose accumulators wait meanwhile.
+constexpr int64_t kChunkBlocks = 8;
+constexpr int64_t kSpanRows = 256;
+
+struct ManyRowScratch {
+  UnpackedBlock tiles[2][kChunkBlocks];
+  float acc[kSpanRows][kPairRows];
+};
+static_assert(sizeof(ManyRowScratch) <= kMatmulScratchBytes);
 
 // Asks for the tiles of the next pair a few lines at a time in the course of this pair's arithmetic, which by itself
 // leaves memory idle.
@@ -137,110 +141,82 @@ struct Lookahead {
   }
 };
 
-// A pair of tiles as the many-row kernel reads it: unpacked, or in place where the packed codes already have that form.
-template <class Tile>
-struct UnpackedPair {
-  const UnpackedBlock* blocks;
-  int64_t num_blocks;
-
-  U8x64 codes(int tile, int64_t b, int group) const { return U8x64::load(at(tile, b).codes[group]); }
-  F32x16 scale(int tile, int64_t b, int half) const {
-    return F32x16::load(half == 0 ? at(tile, b).scale : at(tile, b).second);
-  }
-  F32x16 min(int tile, int64_t b) const { return Tile::kHasMin ? F32x16::load(at(tile, b).second) : F32x16::zero(); }
-
- private:
-  const UnpackedBlock& at(int tile, int64_t b) const { return blocks[tile * num_blocks + b]; }
-};
-
-template <class Tile>
-struct PairInPlace {
-  const uint8_t* tiles;
-  int64_t tile_stride;
-
-  U8x64 codes(int tile, int64_t b, int group) const {
-    return U8x64::load(Tile::block(tiles + tile * tile_stride, b) + 64 * group);
-  }
-  F32x16 scale(int tile, int64_t b, int half) const { return Tile::scale(tiles + tile * tile_stride, b, half); }
-  F32x16 min(int, int64_t) const { return F32x16::zero(); }
-};
-
-// kRows rows × kTiles tiles of a pair from `first` on → out[kRows][kPairRows], tile t at column 16·t.
-template <class Tile, int kRows, int kTiles, class Pair>
-void rows_by_tiles(const Pair& pair, int first, const Activations& x, int64_t row, float* out, Lookahead* ahead) {
-  constexpr int kGroups = 8 / Tile::kHalves;
+// Adds blocks [begin, end) of kRows rows × kTiles tiles to acc[kRows][kPairRows], tile t at column 16·t.
+template <class Tile, int kRows, int kTiles>
+void rows_by_tiles(const UnpackedBlock (*tiles)[kChunkBlocks], int64_t begin, int64_t end, const Activations& x,
+                   int64_t row, float* acc, Lookahead* ahead) {
+  constexpr int kGroups = 16 / Tile::kHalves;
   const int64_t num_blocks = x.num_blocks();
-  F32x16 acc[kRows][kTiles];
-  for (auto& r : acc) {
-    for (F32x16& a : r) a = F32x16::zero();
-  }
-  for (int64_t b = 0; b < num_blocks; ++b) {
+  for (int64_t b = begin; b < end; ++b) {
     ahead->step();
-    const int8_t* planes = x.planes + (row * num_blocks + b) * 2 * kBlock;
-    const int64_t row_stride = num_blocks * 2 * kBlock;
+    const int16_t* values = x.codes + row * x.num_cols + b * kBlock;
 #pragma GCC unroll 2
     for (int half = 0; half < Tile::kHalves; ++half) {
       I32x16 codes[kRows][kTiles];
       for (auto& r : codes) {
         for (I32x16& c : r) c = I32x16::zero();
       }
-#pragma GCC unroll 2
-      for (int plane = 0; plane < 2; ++plane) {
-        if (plane == 1) {
-          for (auto& r : codes) {
-            for (I32x16& c : r) c = shift_left_8(c);
-          }
-        }
+#pragma GCC unroll 16
+      for (int group = half * kGroups; group < (half + 1) * kGroups; ++group) {
+        I16x32 w[kTiles];
+        for (int t = 0; t < kTiles; ++t) w[t] = I16x32::load(tiles[t][b - begin].codes[group]);
 #pragma GCC unroll 8
-        for (int group = half * kGroups; group < (half + 1) * kGroups; ++group) {
-          U8x64 w[kTiles];
-          for (int t = 0; t < kTiles; ++t) w[t] = pair.codes(first + t, b, group);
-#pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) {
-            const X4 value = X4::load(planes + r * row_stride + plane * kBlock + 4 * group);
-            for (int t = 0; t < kTiles; ++t) codes[r][t] = dot_codes<Tile::kSmallCodes>(codes[r][t], w[t], value);
-          }
+        for (int r = 0; r < kRows; ++r) {
+          const X2 value = X2::load(values + r * x.num_cols + 2 * group);
+          for (int t = 0; t < kTiles; ++t) codes[r][t] = dot(codes[r][t], w[t], value);
         }
       }
       for (int t = 0; t < kTiles; ++t) {
-        const F32x16 scale = pair.scale(first + t, b, half);
-        const F32x16 min = pair.min(first + t, b);
+        const UnpackedBlock& block = tiles[t][b - begin];
+        const F32x16 scale = F32x16::load(half == 0 ? block.scale : block.second);
+        const F32x16 min = Tile::kHasMin ? F32x16::load(block.second) : F32x16::zero();
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          acc[r][t] = accumulate<Tile>(acc[r][t], codes[r][t], x, (row + r) * num_blocks + b, half, scale, min);
+          float* a = acc + r * kPairRows + 16 * t;
+          accumulate<Tile>(F32x16::load(a), codes[r][t], x, (row + r) * num_blocks + b, scale, min).store(a);
         }
       }
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTiles; ++t) acc[r][t].store(out + r * kPairRows + 16 * (first + t));
-  }
 }
 
-template <class Tile, int kRows, class Pair>
-void rows_by_pair(const Pair& pair, const Activations& x, int64_t row, float* out, Lookahead* ahead) {
+// The same for `rows` (1 … kMost) rows and both tiles.
+template <class Tile, int kMost>
+void some_rows_by_pair(int64_t rows, const UnpackedBlock (*tiles)[kChunkBlocks], int64_t begin, int64_t end,
+                       const Activations& x, int64_t row, float* acc, Lookahead* ahead) {
+  if constexpr (kMost > 1) {
+    if (rows < kMost) return some_rows_by_pair<Tile, kMost - 1>(rows, tiles, begin, end, x, row, acc, ahead);
+  }
   for (int first = 0; first < 2; first += kMicroTiles) {
-    rows_by_tiles<Tile, kRows, kMicroTiles>(pair, first, x, row, out, ahead);
+    rows_by_tiles<Tile, kMost, kMicroTiles>(tiles + first, begin, end, x, row, acc + 16 * first, ahead);
   }
 }
 
-// `rows` (at most kMicroRows) rows of one pair.
-template <class Tile, class Pair>
-void some_rows_by_pair(int64_t rows, const Pair& pair, const Activations& x, int64_t row, float* out,
-                       Lookahead* ahead) {
-  if constexpr (kMicroRows == 6) {
-    switch (rows) {
-      case 1: return rows_by_pair<Tile, 1>(pair, x, row, out, ahead);
-      case 2: return rows_by_pair<Tile, 2>(pair, x, row, out, ahead);
-      case 3: return rows_by_pair<Tile, 3>(pair, x, row, out, ahead);
-      case 4: return rows_by_pair<Tile, 4>(pair, x, row, out, ahead);
-      case 5: return rows_by_pair<Tile, 5>(pair, x, row, out, ahead);
-      default: return rows_by_pair<Tile, 6>(pair, x, row, out, ahead);
+// Rows [row_begin, row_end), at most kSpanRows of them, of one pair → scratch->acc.
+template <class Tile>
+void span_by_pair(const uint8_t* tiles, int64_t tile_stride, const Activations& x, int64_t row_begin, int64_t row_end,
+                  ManyRowScratch* scratch) {
+  const int64_t num_rows = row_end - row_begin;
+  const int64_t num_blocks = x.num_blocks();
+  const int64_t num_passes = (num_rows + kMicroRows - 1) / kMicroRows;
+  const int64_t num_lines = 2 * tile_stride / 64;
+  Lookahead ahead = {tiles + 2 * tile_stride, num_lines, num_lines / (num_passes * (2 / kMicroTiles) * num_blocks) + 1};
+  std::memset(scratch->acc, 0, static_cast<size_t>(num_rows) * sizeof scratch->acc[0]);
+  for (int64_t begin = 0; begin < num_blocks; begin += kChunkBlocks) {
+    const int64_t end = num_blocks - begin < kChunkBlocks ? num_blocks : begin + kChunkBlocks;
+    for (int t = 0; t < 2; ++t) {
+      for (int64_t b = begin; b < end; ++b) {
+        unpack_block<Tile>(tiles + t * tile_stride, b, &scratch->tiles[t][b - begin]);
+      }
     }
-  } else if (rows == 1) {
-    rows_by_pair<Tile, 1>(pair, x, row, out, ahead);
-  } else {
-    rows_by_pair<Tile, 2>(pair, x, row, out, ahead);
+    // Evenly split: a pass over one or two rows wastes most of its loads.
+    int64_t row = 0;
+    for (int64_t pass = num_passes; pass > 0; --pass) {
+      const int64_t rows = (num_rows - row + pass - 1) / pass;
+      some_rows_by_pair<Tile, kMicroRows>(rows, scratch->tiles, begin, end, x, row_begin + row, scratch->acc[row],
+                                          &ahead);
+      row += rows;
+    }
   }
 }
 
@@ -325,7 +301,7 @@ void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pai
                      int64_t row_begin, int64_t row_end, uint8_t* scratch) {
   const Activations& x = task.input;
   const uint8_t* tiles = part.tiles + 2 * (pair_begin - part.first_pair) * part.tile_stride;
-  alignas(64) float out[kMicroRows * kPairRows];
+  alignas(64) float out[kPairRows];
   if (row_end - row_begin == 1) {
     for (int64_t pair = pair_begin; pair < pair_end; ++pair, tiles += 2 * part.tile_stride) {
       row_by_tile<Tile>(tiles, part.tile_stride, x, row_begin, out);
@@ -334,29 +310,12 @@ void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pai
     }
     return;
   }
-  auto* unpacked = reinterpret_cast<UnpackedBlock*>(scratch);
-  const int64_t num_blocks = x.num_blocks();
+  auto* span = reinterpret_cast<ManyRowScratch*>(scratch);
   for (int64_t pair = pair_begin; pair < pair_end; ++pair, tiles += 2 * part.tile_stride) {
-    if constexpr (!Tile::kCodesInOrder) {
-      unpack_tile<Tile>(tiles, num_blocks, unpacked);
-      unpack_tile<Tile>(tiles + part.tile_stride, num_blocks, unpacked + num_blocks);
-    }
-    const int64_t num_lines = 2 * part.tile_stride / 64;
-    const int64_t num_micro = (row_end - row_begin + kMicroRows - 1) / kMicroRows * (2 / kMicroTiles);
-    Lookahead ahead = {tiles + 2 * part.tile_stride, num_lines, num_lines / (num_micro * num_blocks) + 1};
-    int64_t row = row_begin;
-    while (row < row_end) {
-      const int64_t left = row_end - row;
-      int64_t rows = left < kMicroRows ? left : kMicroRows;
-      // 7 and 8 rows split evenly: a tile of one or two rows wastes most of its loads.
-      if (kMicroRows == 6 && (left == 7 || left == 8)) rows = 4;
-      if constexpr (Tile::kCodesInOrder) {
-        some_rows_by_pair<Tile>(rows, PairInPlace<Tile>{tiles, part.tile_stride}, x, row, out, &ahead);
-      } else {
-        some_rows_by_pair<Tile>(rows, UnpackedPair<Tile>{unpacked, num_blocks}, x, row, out, &ahead);
-      }
-      for (int64_t r = 0; r < rows; ++r) write_pair(task, part, pair, row + r, out + r * kPairRows);
-      row += rows;
+    for (int64_t begin = row_begin; begin < row_end; begin += kSpanRows) {
+      const int64_t end = row_end - begin < kSpanRows ? row_end : begin + kSpanRows;
+      span_by_pair<Tile>(tiles, part.tile_stride, x, begin, end, span);
+      for (int64_t row = begin; row < end; ++row) write_pair(task, part, pair, row, span->acc[row - begin]);
     }
   }
 }
@@ -388,7 +347,8 @@ void dequantize_quantized_row(const MatrixPart& part, int64_t row, int64_t num_c
     UnpackedBlock block;
     unpack_block<Tile>(base, b, &block);
     for (int64_t k = 0; k < kBlock; ++k) {
-      const int32_t code = block.codes[k / 4][4 * lane + k % 4] - Tile::kZero;
+      const int64_t place = k % 4 == 1 ? k + 1 : k % 4 == 2 ? k - 1 : k;
+      const int32_t code = block.codes[place / 2][2 * lane + place % 2];
       const bool second_half = k >= kBlock / Tile::kHalves;
       const float value = static_cast<float>(code) * (second_half ? block.second : block.scale)[lane];
       out[b * kBlock + k] = Tile::kHasMin ? value + block.second[lane] : value;

@@ -1,40 +1,47 @@
 // Activations to 16-bit codes, a scale for each block of 32 values of a row.
 //
-// scale = max|x| / 32512; code = round(x / scale), ties to even, in [-32512, 32512]; code = 256·high + low with both
-// bytes signed. A block's result depends on its own 32 values only. Moves 4 B in, 2 B + 12/32 B out a value.
+// scale = max|x| / 32512; code = round(x · (32512 / max|x|)), ties to even. A block's result depends on its own 32
+// values only. Moves 4 B in, 2 B + 16/32 B out a value.
 #include "cpu/ops.h"
 
 namespace tw::cpu::TW_ISA {
 namespace {
 
-constexpr float kLargestCode = 32512.0f;  // 127·256: the high byte stays within [-127, 127]
+constexpr float kLargestCode = 32512.0f;
+// Below this a block counts as zero: 32512 / kSmallest is still finite.
+constexpr float kSmallest = 1e-30f;
+// Blocks whose factors are computed together, a lane each.
+constexpr int64_t kTogether = 16;
 
-void quantize_block(const float* x, int8_t* planes, float* scale, int32_t* code_sums, float* sum_out) {
-  const F32x16 x0 = F32x16::load(x);
-  const F32x16 x1 = F32x16::load(x + 16);
-  const float largest = max_lane(max(abs(x0), abs(x1)));
-  const float inverse = largest > 0.0f ? kLargestCode / largest : 0.0f;
-  *scale = largest / kLargestCode;
-  const F32x16 factor = F32x16::broadcast(inverse);
-  const I32x16 c0 = round_to_int(x0 * factor);
-  const I32x16 c1 = round_to_int(x1 * factor);
-  const I32x16 half = I32x16::broadcast(128);
-  store_low_bytes(arithmetic_shift_right_8(c0 + half), planes);
-  store_low_bytes(arithmetic_shift_right_8(c1 + half), planes + 16);
-  store_low_bytes(c0, planes + 32);
-  store_low_bytes(c1, planes + 48);
-  code_sums[0] = sum(c0 + c1);
-  code_sums[1] = sum(c0);
-  *sum_out = *scale * static_cast<float>(code_sums[0]);
+float largest_of(const float* x) { return max_lane(max(abs(F32x16::load(x)), abs(F32x16::load(x + 16)))); }
+
+void quantize_block(const float* x, float factor, int16_t* codes, int32_t* code_sums) {
+  const F32x16 f = F32x16::broadcast(factor);
+  store_codes(round_to_int(F32x16::load(x) * f), round_to_int(F32x16::load(x + 16) * f), codes, code_sums);
 }
 
 }  // namespace
 
 void quantize_rows(const Activations& rows, int64_t begin, int64_t end) {
   const int64_t num_blocks = rows.num_blocks();
-  for (int64_t index = begin * num_blocks; index < end * num_blocks; ++index) {
-    quantize_block(rows.values + index * kBlock, rows.planes + index * 2 * kBlock, rows.scales + index,
-                   rows.code_sums + 2 * index, rows.sums + index);
+  const int64_t last = end * num_blocks;
+  alignas(64) float largest[kTogether] = {};
+  alignas(64) float factors[kTogether];
+  alignas(64) float scales[kTogether];
+  for (int64_t first = begin * num_blocks; first < last; first += kTogether) {
+    const int64_t count = last - first < kTogether ? last - first : kTogether;
+    const float* x = rows.values + first * kBlock;
+    for (int64_t i = 0; i < count; ++i) largest[i] = largest_of(x + i * kBlock);
+    const F32x16 tops = F32x16::load(largest);
+    const F32x16 top_code = F32x16::broadcast(kLargestCode);
+    (top_code / max(tops, F32x16::broadcast(kSmallest))).store(factors);
+    (tops / top_code).store(scales);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t index = first + i;
+      quantize_block(x + i * kBlock, factors[i], rows.codes + index * kBlock, rows.code_sums + 2 * index);
+      rows.scales[index] = scales[i];
+      rows.sums[index] = scales[i] * static_cast<float>(rows.code_sums[2 * index]);
+    }
   }
 }
 

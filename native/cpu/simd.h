@@ -36,10 +36,20 @@ inline F32x16 exp(F32x16 x) {
   return scale_by_power_of_two(p, n);
 }
 
+// 1 / x for x in [2^-100, 2^100], within 2 units in the last place, in a quarter of a division's time: three steps of
+// Newton's method from a guess that is within 13 %.
+inline F32x16 reciprocal(F32x16 x) {
+  const F32x16 one = F32x16::broadcast(1.0f);
+  const F32x16 minus_x = F32x16::zero() - x;
+  F32x16 y = guess_reciprocal(x);
+  for (int step = 0; step < 3; ++step) y = fma(y, fma(minus_x, y, one), y);
+  return y;
+}
+
 // x · sigmoid(x).
 inline F32x16 silu(F32x16 x) {
-  const F32x16 one = F32x16::broadcast(1.0f);
-  return x / (one + exp(F32x16::zero() - x));
+  const F32x16 e = min(exp(F32x16::zero() - x), F32x16::broadcast(1e30f));
+  return x * reciprocal(F32x16::broadcast(1.0f) + e);
 }
 
 }  // namespace tw::cpu::TW_ISA

@@ -91,7 +91,6 @@ struct I32x16 {
 
 inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 inline I32x16 operator-(I32x16 a, I32x16 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
-inline I32x16 shift_left_8(I32x16 a) { return {_mm256_slli_epi32(a.lo, 8), _mm256_slli_epi32(a.hi, 8)}; }
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 // To the nearest integer, ties to even.
 inline I32x16 round_to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
@@ -100,26 +99,29 @@ inline F32x16 scale_by_power_of_two(F32x16 a, I32x16 n) {
   return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.lo), _mm256_slli_epi32(n.lo, 23))),
           _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.hi), _mm256_slli_epi32(n.hi, 23)))};
 }
-inline int32_t sum(I32x16 a) {
-  const __m256i s8 = _mm256_add_epi32(a.lo, a.hi);
-  __m128i s4 = _mm_add_epi32(_mm256_castsi256_si128(s8), _mm256_extracti128_si256(s8, 1));
-  s4 = _mm_add_epi32(s4, _mm_shuffle_epi32(s4, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(s4, _mm_shuffle_epi32(s4, 0xb1)));
+
+// About 1 / a for a normal a below 2^126: its exponent negated, and the bits below with it.
+inline F32x16 guess_reciprocal(F32x16 a) {
+  const __m256i magic = _mm256_set1_epi32(0x7EF311C7);
+  return {_mm256_castsi256_ps(_mm256_sub_epi32(magic, _mm256_castps_si256(a.lo))),
+          _mm256_castsi256_ps(_mm256_sub_epi32(magic, _mm256_castps_si256(a.hi)))};
 }
-// The low byte of each lane.
-inline void store_low_bytes(I32x16 a, int8_t* p) {
-  const __m256i pick = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1,
-                                        -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-  int32_t words[4];
-  const __m256i lo = _mm256_shuffle_epi8(a.lo, pick);
-  const __m256i hi = _mm256_shuffle_epi8(a.hi, pick);
-  words[0] = _mm256_extract_epi32(lo, 0);
-  words[1] = _mm256_extract_epi32(lo, 4);
-  words[2] = _mm256_extract_epi32(hi, 0);
-  words[3] = _mm256_extract_epi32(hi, 4);
-  std::memcpy(p, words, sizeof words);
+
+// 32 codes of 16 bits: `a` and then `b`, every four of them in the order 0, 2, 1, 3. sums = {Σa + Σb, Σa}.
+inline void store_codes(I32x16 a, I32x16 b, int16_t* p, int32_t* sums) {
+  const auto store = [](I32x16 codes, int16_t* to) {
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(codes.lo, codes.hi), 0xD8);
+    words = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xD8), 0xD8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), words);
+  };
+  store(a, p);
+  store(b, p + 16);
+  const __m256i first = _mm256_add_epi32(a.lo, a.hi);
+  const __m256i all = _mm256_add_epi32(first, _mm256_add_epi32(b.lo, b.hi));
+  const __m256i fours = _mm256_hadd_epi32(all, first);
+  const __m128i eights = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), _mm_hadd_epi32(eights, eights));
 }
-inline I32x16 arithmetic_shift_right_8(I32x16 a) { return {_mm256_srai_epi32(a.lo, 8), _mm256_srai_epi32(a.hi, 8)}; }
 
 // 64 unsigned bytes: four for each of 16 lanes.
 struct U8x64 {
@@ -177,37 +179,42 @@ U8x64 or_top_bits(U8x64 a, U8x64 top) {
   return {_mm256_or_si256(a.lo, detail::top_bits<k>(top.lo)), _mm256_or_si256(a.hi, detail::top_bits<k>(top.hi))};
 }
 
-// Four signed bytes, the same for every lane.
-struct X4 {
+// 32 signed 16-bit values: two for each of 16 lanes.
+struct I16x32 {
+  __m256i lo, hi;
+  static I16x32 load(const int16_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16))};
+  }
+  static I16x32 broadcast(int16_t x) { return {_mm256_set1_epi16(x), _mm256_set1_epi16(x)}; }
+  void store(int16_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), lo);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), hi);
+  }
+};
+
+inline I16x32 operator-(I16x32 a, I16x32 b) { return {_mm256_sub_epi16(a.lo, b.lo), _mm256_sub_epi16(a.hi, b.hi)}; }
+// Bytes 0 and 2, and bytes 1 and 3, of each lane.
+inline I16x32 even_bytes(U8x64 a) {
+  const __m256i mask = _mm256_set1_epi16(255);
+  return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+}
+inline I16x32 odd_bytes(U8x64 a) { return {_mm256_srli_epi16(a.lo, 8), _mm256_srli_epi16(a.hi, 8)}; }
+
+// Two signed 16-bit values, the same for every lane.
+struct X2 {
   __m256i v;
-  static X4 load(const int8_t* p) {
+  static X2 load(const int16_t* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof word);
     return {_mm256_set1_epi32(word)};
   }
 };
 
-namespace detail {
-// The products are summed in pairs in 16 bits: w < 128 keeps them exact.
-inline __m256i dot_small(__m256i acc, __m256i w, __m256i x) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-}
-// Even and odd bytes are widened to 16 bits and multiplied apart: exact for any w.
-inline __m256i dot_any(__m256i acc, __m256i w, __m256i x) {
-  const __m256i even_w = _mm256_and_si256(w, _mm256_set1_epi16(255));
-  const __m256i odd_w = _mm256_srli_epi16(w, 8);
-  const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
-  const __m256i odd_x = _mm256_srai_epi16(x, 8);
-  return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x)));
-}
-}  // namespace detail
-
-// acc + Σ over each lane's four bytes of w·x, exact. `dot_small` requires every w < 128, `dot` takes any.
-inline I32x16 dot_small(I32x16 acc, U8x64 w, X4 x) {
-  return {detail::dot_small(acc.lo, w.lo, x.v), detail::dot_small(acc.hi, w.hi, x.v)};
-}
-inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) {
-  return {detail::dot_any(acc.lo, w.lo, x.v), detail::dot_any(acc.hi, w.hi, x.v)};
+// acc + Σ over each lane's two products w·x, exact.
+inline I32x16 dot(I32x16 acc, I16x32 w, X2 x) {
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(w.lo, x.v)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(w.hi, x.v))};
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -67,7 +67,6 @@ struct I32x16 {
 
 inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I32x16 operator-(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
-inline I32x16 shift_left_8(I32x16 a) { return {_mm512_slli_epi32(a.v, 8)}; }
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // To the nearest integer, ties to even.
 inline I32x16 round_to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
@@ -75,12 +74,25 @@ inline I32x16 round_to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline F32x16 scale_by_power_of_two(F32x16 a, I32x16 n) {
   return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(n.v, 23)))};
 }
-inline int32_t sum(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
-// The low byte of each lane.
-inline void store_low_bytes(I32x16 a, int8_t* p) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+
+// About 1 / a for a normal a below 2^126: its exponent negated, and the bits below with it.
+inline F32x16 guess_reciprocal(F32x16 a) {
+  return {_mm512_castsi512_ps(_mm512_sub_epi32(_mm512_set1_epi32(0x7EF311C7), _mm512_castps_si512(a.v)))};
 }
-inline I32x16 arithmetic_shift_right_8(I32x16 a) { return {_mm512_srai_epi32(a.v, 8)}; }
+
+// 32 codes of 16 bits: `a` and then `b`, every four of them in the order 0, 2, 1, 3. sums = {Σa + Σb, Σa}.
+inline void store_codes(I32x16 a, I32x16 b, int16_t* p, int32_t* sums) {
+  const __m512i order = _mm512_set_epi16(31, 29, 30, 28, 23, 21, 22, 20, 15, 13, 14, 12, 7, 5, 6, 4,  //
+                                         27, 25, 26, 24, 19, 17, 18, 16, 11, 9, 10, 8, 3, 1, 2, 0);
+  const __m512i words = _mm512_permutexvar_epi16(order, _mm512_packs_epi32(a.v, b.v));
+  _mm512_storeu_si512(p, words);
+  const __m512i pairs = _mm512_madd_epi16(words, _mm512_set1_epi16(1));
+  const __m256i first = _mm512_castsi512_si256(pairs);
+  const __m256i all = _mm256_add_epi32(first, _mm512_extracti64x4_epi64(pairs, 1));
+  const __m256i fours = _mm256_hadd_epi32(all, first);
+  const __m128i eights = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), _mm_hadd_epi32(eights, eights));
+}
 
 // 64 unsigned bytes: four for each of 16 lanes.
 struct U8x64 {
@@ -107,19 +119,31 @@ U8x64 or_top_bits(U8x64 a, U8x64 top) {
   return {_mm512_or_si512(a.v, _mm512_and_si512(shifted, _mm512_set1_epi8(0x30)))};
 }
 
-// Four signed bytes, the same for every lane.
-struct X4 {
+// 32 signed 16-bit values: two for each of 16 lanes.
+struct I16x32 {
   __m512i v;
-  static X4 load(const int8_t* p) {
+  static I16x32 load(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
+  static I16x32 broadcast(int16_t x) { return {_mm512_set1_epi16(x)}; }
+  void store(int16_t* p) const { _mm512_storeu_si512(p, v); }
+};
+
+inline I16x32 operator-(I16x32 a, I16x32 b) { return {_mm512_sub_epi16(a.v, b.v)}; }
+// Bytes 0 and 2, and bytes 1 and 3, of each lane.
+inline I16x32 even_bytes(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi16(255))}; }
+inline I16x32 odd_bytes(U8x64 a) { return {_mm512_srli_epi16(a.v, 8)}; }
+
+// Two signed 16-bit values, the same for every lane.
+struct X2 {
+  __m512i v;
+  static X2 load(const int16_t* p) {
     int32_t word;
     std::memcpy(&word, p, sizeof word);
     return {_mm512_set1_epi32(word)};
   }
 };
 
-// acc + Σ over each lane's four bytes of w·x, exact. `dot_small` requires every w < 128, `dot` takes any.
-inline I32x16 dot_small(I32x16 acc, U8x64 w, X4 x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
-inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+// acc + Σ over each lane's two products w·x, exact.
+inline I32x16 dot(I32x16 acc, I16x32 w, X2 x) { return {_mm512_dpwssd_epi32(acc.v, w.v, x.v)}; }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 // Into the second-level cache.

@@ -125,10 +125,6 @@ inline I32x16 operator-(I32x16 a, I32x16 b) {
   for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
   return a;
 }
-inline I32x16 shift_left_8(I32x16 a) {
-  for (int32_t& lane : a.v) lane *= 256;
-  return a;
-}
 inline F32x16 to_float(I32x16 a) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a.v[i]);
@@ -150,18 +146,29 @@ inline F32x16 scale_by_power_of_two(F32x16 a, I32x16 n) {
   }
   return a;
 }
-inline int32_t sum(I32x16 a) {
-  int32_t total = 0;
-  for (const int32_t lane : a.v) total += lane;
-  return total;
-}
-// The low byte of each lane.
-inline void store_low_bytes(I32x16 a, int8_t* p) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(static_cast<uint8_t>(static_cast<uint32_t>(a.v[i])));
-}
-inline I32x16 arithmetic_shift_right_8(I32x16 a) {
-  for (int32_t& lane : a.v) lane >>= 8;
+
+// About 1 / a for a normal a below 2^126: its exponent negated, and the bits below with it.
+inline F32x16 guess_reciprocal(F32x16 a) {
+  for (float& lane : a.v) {
+    uint32_t bits;
+    std::memcpy(&bits, &lane, sizeof bits);
+    bits = 0x7EF311C7u - bits;
+    std::memcpy(&lane, &bits, sizeof bits);
+  }
   return a;
+}
+
+// 32 codes of 16 bits: `a` and then `b`, every four of them in the order 0, 2, 1, 3. sums = {Σa + Σb, Σa}.
+inline void store_codes(I32x16 a, I32x16 b, int16_t* p, int32_t* sums) {
+  constexpr int kOrder[4] = {0, 2, 1, 3};
+  sums[0] = sums[1] = 0;
+  for (int i = 0; i < 16; ++i) {
+    const int from = i / 4 * 4 + kOrder[i % 4];
+    p[i] = static_cast<int16_t>(a.v[from]);
+    p[16 + i] = static_cast<int16_t>(b.v[from]);
+    sums[0] += a.v[i] + b.v[i];
+    sums[1] += a.v[i];
+  }
 }
 
 // 64 unsigned bytes: four for each of 16 lanes.
@@ -198,20 +205,51 @@ U8x64 or_top_bits(U8x64 a, U8x64 top) {
   return a;
 }
 
-// Four signed bytes, the same for every lane.
-struct X4 {
-  int8_t v[4];
-  static X4 load(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+// 32 signed 16-bit values: two for each of 16 lanes.
+struct I16x32 {
+  int16_t v[32];
+  static I16x32 load(const int16_t* p) {
+    I16x32 r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
+  }
+  static I16x32 broadcast(int16_t x) {
+    I16x32 r;
+    for (int16_t& value : r.v) value = x;
+    return r;
+  }
+  void store(int16_t* p) const { std::memcpy(p, v, sizeof v); }
 };
 
-// acc + Σ over each lane's four bytes of w·x, exact. `dot_small` requires every w < 128, `dot` takes any.
-inline I32x16 dot(I32x16 acc, U8x64 w, X4 x) {
+inline I16x32 operator-(I16x32 a, I16x32 b) {
+  for (int i = 0; i < 32; ++i) a.v[i] = static_cast<int16_t>(a.v[i] - b.v[i]);
+  return a;
+}
+// Bytes 0 and 2, and bytes 1 and 3, of each lane.
+inline I16x32 even_bytes(U8x64 a) {
+  I16x32 r;
+  for (int i = 0; i < 32; ++i) r.v[i] = a.v[2 * i];
+  return r;
+}
+inline I16x32 odd_bytes(U8x64 a) {
+  I16x32 r;
+  for (int i = 0; i < 32; ++i) r.v[i] = a.v[2 * i + 1];
+  return r;
+}
+
+// Two signed 16-bit values, the same for every lane.
+struct X2 {
+  int16_t v[2];
+  static X2 load(const int16_t* p) { return {{p[0], p[1]}}; }
+};
+
+// acc + Σ over each lane's two products w·x, exact.
+inline I32x16 dot(I32x16 acc, I16x32 w, X2 x) {
   for (int i = 0; i < 16; ++i) {
-    for (int j = 0; j < 4; ++j) acc.v[i] += int32_t{w.v[4 * i + j]} * int32_t{x.v[j]};
+    acc.v[i] += int32_t{w.v[2 * i]} * int32_t{x.v[0]} + int32_t{w.v[2 * i + 1]} * int32_t{x.v[1]};
   }
   return acc;
 }
-inline I32x16 dot_small(I32x16 acc, U8x64 w, X4 x) { return dot(acc, w, x); }
 
 inline void prefetch(const void*) {}
 // Into the second-level cache.

@@ -3,8 +3,6 @@
 // A format says where block `b` of a tile lies and how its bytes unpack; the loops in matmul.cpp are the same for all.
 //   kZero         the code that stands for 0
 //   kHasMin       whether a value is scale · code + min, rather than scale · (code − kZero)
-//   kSmallCodes   whether every code is below 128
-//   kCodesInOrder whether the codes of inputs 4g … 4g+3 (g = 0…7) lie unpacked at byte 64g of a block
 //   kHalves       1, or 2 if inputs 0…15 and 16…31 of a block have each a scale
 // This header may only be included by kernel sources.
 #pragma once
@@ -25,7 +23,6 @@ template <int64_t kBlockBytes>
 struct TileOfBlocks {
   static constexpr int64_t kBytes = kBlockBytes;
   static constexpr int kHalves = 1;
-  static constexpr bool kCodesInOrder = false;
   static const uint8_t* block(const uint8_t* tile, int64_t b) { return tile + b * kBytes; }
   static F32x16 f16_at(const uint8_t* p) { return F32x16::load_f16(reinterpret_cast<const uint16_t*>(p)); }
 };
@@ -43,7 +40,6 @@ inline CodePair five_bit_codes(const uint8_t* codes, const uint8_t* fifth_bits, 
 struct TileQ4_0 : TileOfBlocks<288> {
   static constexpr int32_t kZero = 8;
   static constexpr bool kHasMin = false;
-  static constexpr bool kSmallCodes = true;
   static CodePair codes(const uint8_t* block, int chunk) { return nibble_codes(block, chunk); }
   static F32x16 scale(const uint8_t* tile, int64_t b, int) { return f16_at(block(tile, b) + 256); }
 };
@@ -51,7 +47,6 @@ struct TileQ4_0 : TileOfBlocks<288> {
 struct TileQ4_1 : TileOfBlocks<320> {
   static constexpr int32_t kZero = 0;
   static constexpr bool kHasMin = true;
-  static constexpr bool kSmallCodes = true;
   static CodePair codes(const uint8_t* block, int chunk) { return nibble_codes(block, chunk); }
   static F32x16 scale(const uint8_t* tile, int64_t b, int) { return f16_at(block(tile, b) + 256); }
   static F32x16 min(const uint8_t* tile, int64_t b) { return f16_at(block(tile, b) + 288); }
@@ -60,7 +55,6 @@ struct TileQ4_1 : TileOfBlocks<320> {
 struct TileQ5_0 : TileOfBlocks<352> {
   static constexpr int32_t kZero = 16;
   static constexpr bool kHasMin = false;
-  static constexpr bool kSmallCodes = true;
   static CodePair codes(const uint8_t* block, int chunk) { return five_bit_codes(block, block + 256, chunk); }
   static F32x16 scale(const uint8_t* tile, int64_t b, int) { return f16_at(block(tile, b) + 320); }
 };
@@ -68,17 +62,14 @@ struct TileQ5_0 : TileOfBlocks<352> {
 struct TileQ5_1 : TileOfBlocks<384> {
   static constexpr int32_t kZero = 0;
   static constexpr bool kHasMin = true;
-  static constexpr bool kSmallCodes = true;
   static CodePair codes(const uint8_t* block, int chunk) { return five_bit_codes(block, block + 256, chunk); }
   static F32x16 scale(const uint8_t* tile, int64_t b, int) { return f16_at(block(tile, b) + 320); }
   static F32x16 min(const uint8_t* tile, int64_t b) { return f16_at(block(tile, b) + 352); }
 };
 
 struct TileQ8_0 : TileOfBlocks<544> {
-  static constexpr bool kCodesInOrder = true;
   static constexpr int32_t kZero = 128;
   static constexpr bool kHasMin = false;
-  static constexpr bool kSmallCodes = false;
   static CodePair codes(const uint8_t* block, int chunk) {
     return {U8x64::load(block + 64 * chunk), U8x64::load(block + 256 + 64 * chunk)};
   }
@@ -89,7 +80,6 @@ struct TileQ8_0 : TileOfBlocks<544> {
 // A factor times an integer of at most 8 bits is exact in a float, so no order of these products can change a bit.
 template <int64_t kHead, int64_t kBlockBytes>
 struct TileOfSuperBlocks {
-  static constexpr bool kCodesInOrder = false;
   static constexpr int64_t kSuperBytes = kHead + kBlocksPerSuper * kBlockBytes;
   static const uint8_t* head(const uint8_t* tile, int64_t b) { return tile + b / kBlocksPerSuper * kSuperBytes; }
   static const uint8_t* block(const uint8_t* tile, int64_t b) {
@@ -105,7 +95,6 @@ struct TileQ4_K : TileOfSuperBlocks<64, 288> {
   static constexpr int kHalves = 1;
   static constexpr int32_t kZero = 0;
   static constexpr bool kHasMin = true;
-  static constexpr bool kSmallCodes = true;
   static CodePair codes(const uint8_t* block, int chunk) { return nibble_codes(block, chunk); }
   static F32x16 scale(const uint8_t* tile, int64_t b, int) {
     return factor(tile, b, 0) * F32x16::load_u8(block(tile, b) + 256);
@@ -119,7 +108,6 @@ struct TileQ5_K : TileOfSuperBlocks<64, 352> {
   static constexpr int kHalves = 1;
   static constexpr int32_t kZero = 0;
   static constexpr bool kHasMin = true;
-  static constexpr bool kSmallCodes = true;
   static CodePair codes(const uint8_t* block, int chunk) { return five_bit_codes(block, block + 256, chunk); }
   static F32x16 scale(const uint8_t* tile, int64_t b, int) {
     return factor(tile, b, 0) * F32x16::load_u8(block(tile, b) + 320);
@@ -133,7 +121,6 @@ struct TileQ6_K : TileOfSuperBlocks<32, 416> {
   static constexpr int kHalves = 2;
   static constexpr int32_t kZero = 32;
   static constexpr bool kHasMin = false;
-  static constexpr bool kSmallCodes = true;
   static CodePair codes(const uint8_t* block, int chunk) {
     const CodePair low = nibble_codes(block, chunk);
     const U8x64 high = U8x64::load(block + 256 + 64 * (chunk / 2));
