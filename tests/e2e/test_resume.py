@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ from typing import Any
 import pytest
 
 from breaking_proxy import breaking_proxy
-from e2e.helpers import Answer, Request, make_engine, only_when_asked, run_alone, say
+from e2e.helpers import STOP_TOKEN_IDS, Answer, Request, make_engine, only_when_asked, run_alone, say
 from e2e.helpers_gate import CONTEXT, make_requests
+from e2e.helpers_server import WorkerProcess, free_port
 from e2e.helpers_service import serving
 from tokenwire import _native
-from tokenwire.client import AsyncClient, End, Event, Generation, Metrics, RetryPolicy, Started, Token
+from tokenwire.client import AsyncClient, Client, End, Event, Generation, Metrics, RetryPolicy, Started, Token
 from tokenwire.v1 import inference_pb2 as pb
 from unit.gguf_builder import tiny_llama
 
 # Calls of one stream must not share a connection with another's, nor find one that is still open.
 OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
+NO_END = tuple((token, -100.0) for token in STOP_TOKEN_IDS)
 PATIENT = RetryPolicy(attempts=20, first_wait_s=0.01, most_wait_s=0.2)
 
 
@@ -160,3 +163,46 @@ async def test_broken_streams_are_resumed_without_a_changed_byte(deep: Path) -> 
 async def test_five_hundred_broken_streams_are_resumed(deep: Path, request: pytest.FixtureRequest) -> None:
     only_when_asked(request)
     await break_streams(deep, 500)
+
+
+# --- The worker itself goes away. ---
+
+
+def generate(
+    target: str, request: Request, on_token: Callable[[int], None] = lambda index: None
+) -> tuple[list[Event], int]:
+    """The events of a detached request, and the calls it took; `on_token` gets the index after each that came."""
+    events: list[Event] = []
+    with Client(target, retry=PATIENT) as client, client.execute(**parameters(request), detach=True) as stream:
+        for event in stream:
+            events.append(event)
+            if isinstance(event, Token):
+                on_token(stream.next_index)
+        return events, stream.num_calls
+
+
+def test_a_worker_that_is_killed_and_started_again_gives_the_same_stream(deep: Path) -> None:
+    """After `kill -9` nothing is left of the job: the same request and seed regenerate it, and the digests agree."""
+    port = free_port()
+    # Events with many alternatives fill the connection's window: the worker cannot be far ahead of the reader.
+    request = Request(
+        prompt=tuple(range(40, 60)), max_tokens=600, seed=11, temperature=1.0, logprobs=20, logit_bias=NO_END
+    )
+    with WorkerProcess(deep, port) as worker:
+        unbroken, num_calls = generate(worker.target, request)
+        assert num_calls == 1
+        kill_at = [3, 150]
+
+        def kill(index: int) -> None:
+            if kill_at and index >= kill_at[0]:
+                kill_at.pop(0)
+                worker.kill_and_start_again()
+
+        events, num_calls = generate(worker.target, request, kill)
+    assert kill_at == []
+    assert num_calls >= 5, "an Attach that found nothing and an Execute for each kill"
+    check_order(events)
+    seen, whole = Generation.from_events(events), Generation.from_events(unbroken)
+    assert (seen.text, seen.token_ids, seen.logprobs) == (whole.text, whole.token_ids, whole.logprobs)
+    assert (seen.end.digest, len(seen.token_ids)) == (whole.end.digest, 600)
+    say(f"killed twice within 600 tokens, {num_calls} calls; digest {seen.end.digest[:16]} as unbroken")

@@ -39,6 +39,7 @@ class Session:
         self.ready: deque[Event] = deque()
         self.completed = False
         self.over = False
+        self.num_calls = 1
         self.next_index = request.from_index if isinstance(request, pb.AttachRequest) else 0
         self._execute = request if isinstance(request, pb.ExecuteRequest) else None
         self._attach_token = request.attach_token
@@ -131,6 +132,7 @@ class Session:
             self._flush_metrics()
             raise error
         self._metrics = None
+        self.num_calls += 1
         return wait_s
 
     @property

@@ -53,6 +53,11 @@ class ExecuteStream(Iterator[Event]):
         """Index of the token after the last one handed out: where another client would go on."""
         return self._session.next_index
 
+    @property
+    def num_calls(self) -> int:
+        """Calls it took so far: more than 1 after a retry or a break."""
+        return self._session.num_calls
+
     def __next__(self) -> Event:
         session = self._session
         while True:
@@ -144,6 +149,11 @@ class AsyncExecuteStream(AsyncIterator[Event]):
     def next_index(self) -> int:
         """Index of the token after the last one handed out: where another client would go on."""
         return self._session.next_index
+
+    @property
+    def num_calls(self) -> int:
+        """Calls it took so far: more than 1 after a retry or a break."""
+        return self._session.num_calls
 
     async def __anext__(self) -> Event:
         session = self._session
