@@ -395,3 +395,27 @@ async def test_many_finished_jobs_stay_below_the_total(start_worker: Any, reques
         assert text_of((await collect(call))[0]) == "".join(words)
     kept = [(await collect(attach(worker, job_id=f"job-{n}")))[1] is grpc.StatusCode.OK for n in range(5)]
     assert kept == [False, False, False, True, True]
+
+
+async def test_a_reader_that_takes_nothing_holds_the_job_up_for_a_while_only(
+    start_worker: Any, request_of: Request
+) -> None:
+    words = [f"{n:05d}" * 10_000 for n in range(200)]  # 10 MB: more than connections buffer
+    settings = load_settings({"resume_job_bytes": 10**6, "slow_reader_timeout_ms": 300}, environ={})
+    options = [("grpc.max_receive_message_length", -1)]
+    worker = await start_worker(fake=FakeEngine(words), settings=settings, channel_options=options)
+    stuck = worker.stub.Execute(request_of(detach=True, attach_token=TOKEN))
+    await read(stuck, 0)
+    worker.fake.step(len(words))
+    assert await worker.engine.wait_idle(20), "the job waits for a reader that never comes"
+    # What it has in hand it still gets, and then the reason.
+    events, code = await collect(stuck)
+    assert code is grpc.StatusCode.ABORTED
+    assert events[-1].error.code == "SLOW_CONSUMER"
+    # It may come back for what is kept.
+    seen = len(ids_of(events))
+    assert 0 < seen < len(words)
+    assert (await collect(attach(worker, seen)))[1] is grpc.StatusCode.NOT_FOUND
+    events, code = await collect(attach(worker, len(words) - 5))
+    assert code is grpc.StatusCode.OK
+    assert text_of(events) == "".join(words[-5:])

@@ -16,7 +16,7 @@ from tokenwire.errors import TokenwireError
 from tokenwire.observe.logging import get_logger
 from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import convert
-from tokenwire.rpc.replay import Replay
+from tokenwire.rpc.replay import EVENT_BYTES, Replay
 
 # Calls that may read one job at the same time. A connection that died in silence counts until keepalive finds it.
 MAX_READERS = 8
@@ -131,7 +131,7 @@ class DetachedJobs:
                 async for message in stream:
                     tag = message[0]
                     if tag == TOKEN_TAG:
-                        await self._make_room(job, len(message))
+                        await self._make_room(job, len(message) + EVENT_BYTES)
                         replay.add(message)
                         self._count(job)
                     elif tag == STARTED_TAG:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.rpc import convert
 
-# What a record costs beside its events, bytes: so that very many small ones are bounded too.
+# What a record costs beside its events, and an event beside its message, bytes: very many small ones are bounded too.
 RECORD_BYTES = 2048
+EVENT_BYTES = 192
 # Events that wait for a reader travel together, up to this much.
 MAX_MERGED_TOKENS = 256
 MAX_MERGED_BYTES = 64 * 1024
@@ -28,6 +29,10 @@ class _TokenEvent:
     message: bytes
     first: int
     end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.message) + EVENT_BYTES
 
 
 @dataclass(eq=False, slots=True)
@@ -95,9 +100,10 @@ class Replay:
         if self._cancelled:
             return
         first, count = convert.token_span(message)
-        self._tokens.append(_TokenEvent(message, first, first + count))
-        self._num_tokens = first + count
-        self.num_bytes += len(message)
+        event = _TokenEvent(message, first, first + count)
+        self._tokens.append(event)
+        self._num_tokens = event.end
+        self.num_bytes += event.num_bytes
         self._changed()
 
     def set_metrics(self, message: bytes) -> None:
@@ -114,7 +120,7 @@ class Replay:
         """Forgets the oldest event; False if it is the only one, or a reader has yet to take it."""
         if len(self._tokens) < 2 or self._behind():
             return False
-        self.num_bytes -= len(self._tokens.popleft().message)
+        self.num_bytes -= self._tokens.popleft().num_bytes
         self._num_dropped += 1
         return True
 
@@ -181,7 +187,7 @@ class Replay:
         self._cancelled = True
         self._end, self._failure = None, _cancelled
         self._num_dropped += len(self._tokens)
-        self.num_bytes -= sum(len(event.message) for event in self._tokens)
+        self.num_bytes -= sum(event.num_bytes for event in self._tokens)
         self._tokens.clear()
         self._changed()
         self._moved.set()
