@@ -419,3 +419,51 @@ async def test_correlation_ids_are_kept_made_and_passed_on(gateway: Any) -> None
     made = await gateway.http.get("/nowhere", headers={"x-correlation-id": "not well formed"})
     assert made.status_code == 404
     assert made.json()["error"]["correlation_id"] == made.headers["x-correlation-id"] != "not well formed"
+
+
+async def test_a_detached_stream_is_taken_up_again(worker: Any, gateway: Any) -> None:
+    """With `from`, with what an `EventSource` sends, and from the start; all give the same bytes and digests."""
+    token = "t" * 32
+    async with executing(gateway, detach=True, attach_token=token) as response:
+        stream = events(response)
+        started = await anext(stream)
+        assert started.data["attach_token"] == token
+        job = await worker.submitted()
+        job.step()
+        first = await anext(stream)
+        await stream.aclose()
+    assert not job.cancelled.is_set()
+    while job.live:
+        job.step()
+    async with gateway.http.stream("GET", f"/execute/job-1?from=1&token={token}") as response:
+        rest = [event async for event in events(response)]
+    headers = {"last-event-id": first.id, "x-attach-token": token}
+    async with gateway.http.stream("GET", "/execute/job-1?from=0", headers=headers) as response:
+        assert [event async for event in events(response)] == rest
+    async with gateway.http.stream("GET", "/execute/job-1", headers={"x-attach-token": token}) as response:
+        whole = [event async for event in events(response)]
+    texts = ["".join(event.data["t"] for event in got if event.kind == "token") for got in (rest, whole)]
+    assert texts == [" world!", "Hello world!"]
+    assert (rest[0].data, rest[-1]) == (started.data, whole[-1])
+    assert (rest[0].id, rest[1].data["i"]) == ("1", 1)
+    assert rest[-1].data["digest"].startswith(rest[-3].data["digest"])
+
+
+async def test_a_stream_is_taken_up_by_its_owner_only(worker: Any, gateway: Any) -> None:
+    async with executing(gateway, detach=True, attach_token="t" * 32) as response:
+        await anext(events(response))
+        for path, status in (
+            ("/execute/job-1?token=" + "u" * 32, 404),
+            ("/execute/job-2?token=" + "t" * 32, 404),
+            ("/execute/job-1", 400),
+            ("/execute/job-1?from=-1&token=" + "t" * 32, 400),
+            ("/execute/job-1?from=99999999999&token=" + "t" * 32, 400),
+        ):
+            assert (await gateway.http.get(path)).status_code == status, path
+
+
+async def test_a_response_format_reaches_the_validator(gateway: Any) -> None:
+    body = {"job_id": "j", "prompt": "x", "response_format": {"json_schema": {"type": 3}, "regex": "a"}}
+    response = await gateway.http.post("/execute", json=body)
+    fields = [field["field"] for field in response.json()["error"]["details"]["fields"]]
+    assert fields == ["response_format"]

@@ -145,7 +145,7 @@ def test_the_gateway_shares_the_validator_and_nothing_else_of_the_worker() -> No
     # It reaches the worker through gRPC alone, so that it runs the same apart from it.
     gateway = [path for path in PYTHON_FILES if part_of(path) == "gateway"]
     used = {module for path in gateway for _, module in imported_modules(path) if module.startswith("tokenwire.rpc")}
-    assert {module.rpartition(".")[0] for module in used} == {"tokenwire.rpc.validate"}
+    assert {module.rpartition(".")[0] for module in used} == {"tokenwire.rpc.validate", "tokenwire.rpc.response_format"}
 
 
 @pytest.mark.parametrize("path", NATIVE_FILES, ids=lambda path: str(path.relative_to(NATIVE)))

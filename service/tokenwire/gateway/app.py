@@ -9,9 +9,11 @@ from starlette.routing import Route, Router
 from tokenwire.gateway.asgi import App, Receive, Scope, Send
 from tokenwire.gateway.context import Gateway
 from tokenwire.gateway.errors import HttpError
-from tokenwire.gateway.execute import Cancel, Execute
+from tokenwire.gateway.execute import Attach, Cancel, Execute
 from tokenwire.gateway.guards import Accepts, Errors, Hosts, Origins, with_app
 from tokenwire.gateway.health import Health, Live, Ready, Startup
+from tokenwire.gateway.openai.endpoints import Completions, Models
+from tokenwire.gateway.openai.request import parse_chat, parse_completion
 
 Layer = Callable[[App], App]
 
@@ -36,12 +38,17 @@ def _with_layers(app: App, gateway: Gateway, protection: Layer | None) -> App:
 
 
 def _router(gateway: Gateway) -> Router:
-    execute = Execute(gateway)
+    execute, models = Execute(gateway), Models(gateway)
     return Router(
         [
             Route("/execute", execute, methods=["POST"]),
             Route("/v2/execute", execute, methods=["POST"]),
+            Route("/execute/{job_id}", Attach(gateway), methods=["GET"]),
             Route("/cancel", Cancel(gateway), methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+            Route("/v1/models/{model:path}", models, methods=["GET"]),
+            Route("/v1/completions", Completions(gateway, parse_completion), methods=["POST"]),
+            Route("/v1/chat/completions", Completions(gateway, parse_chat), methods=["POST"]),
             Route("/health", Health(gateway), methods=["GET"]),
             Route("/health/live", Live(), methods=["GET"]),
             Route("/health/ready", Ready(gateway), methods=["GET"]),

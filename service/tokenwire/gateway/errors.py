@@ -130,6 +130,8 @@ def _openai_code(error: Failure) -> str:
     """The first field's reason says more than INVALID_REQUEST where it names a rule of its own."""
     if isinstance(error, TokenwireError) and error.code == "INVALID_REQUEST" and error.fields:
         return error.fields[0].reason.lower()
+    if isinstance(error, TokenwireError) and error.code == "NOT_FOUND":
+        return "model_not_found"
     return error.code.lower()
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import urllib.parse
 from typing import Any
 
-from tokenwire.errors import TokenwireError
+from tokenwire.bounds import GRAMMARS
+from tokenwire.errors import TokenwireError, invalid_request
 from tokenwire.gateway.asgi import Receive, Scope, Send, header, respond
 from tokenwire.gateway.body import read_json_object
 from tokenwire.gateway.context import Gateway
 from tokenwire.gateway.fields import Fields, checked_request, is_integer, sampling
-from tokenwire.gateway.generation import Departure, start_generation
+from tokenwire.gateway.generation import Departure, attach_generation, start_generation
 from tokenwire.gateway.sse import dumps, quoted, stream_events
-from tokenwire.rpc.validate import Limits, RawRequest, check_job_id
+from tokenwire.rpc.response_format import ResponseFormat
+from tokenwire.rpc.validate import Limits, RawRequest, check_attach, check_job_id
 from tokenwire.v1 import inference_pb2 as pb
 
 _STOP_REASONS: dict[int, str] = {
@@ -41,6 +44,37 @@ class Execute:
                 gateway.pool, request, gateway.metadata(scope), departure, wait_s=gateway.heartbeat_s
             )
             await stream_events(send, generation, ExecuteFrames(), gateway.heartbeat_s)
+
+
+class Attach:
+    """`GET /execute/{job_id}?from=N`: the stream of a detached job, taken up again.
+
+    The job's secret comes in the header `x-attach-token` or, for an `EventSource`, which cannot set one, as `token` in
+    the query. `Last-Event-ID` beats `from`.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway = self._gateway
+        query = dict(urllib.parse.parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        job_id = scope["path_params"]["job_id"]
+        token = header(scope, b"x-attach-token") or query.get("token", "")
+        check_attach(job_id, token)
+        name, first = "from", query.get("from", "0")
+        if last := header(scope, b"last-event-id").strip():
+            name, first = "Last-Event-ID", last
+        if not (first.isascii() and first.isdigit() and len(first) <= 10 and int(first) < 2**32):
+            fields = Fields({})
+            fields.refuse(name, "RANGE", f"range(0..={2**32 - 1})", "must be the index of a token")
+            raise invalid_request(fields.violations)
+        request = pb.AttachRequest(job_id=job_id, from_index=int(first), attach_token=token)
+        async with Departure(receive) as departure:
+            generation = await attach_generation(
+                gateway.pool, request, gateway.metadata(scope), departure, wait_s=gateway.heartbeat_s
+            )
+            await stream_events(send, generation, ExecuteFrames(int(first)), gateway.heartbeat_s)
 
 
 class Cancel:
@@ -93,6 +127,9 @@ def parse_execute(body: dict[str, Any], gateway: Gateway, limits: Limits | None 
         prompt_tokens=ids,
         chat=chat,
         logprobs=fields.integer("logprobs"),
+        detach=fields.boolean("detach") or False,
+        attach_token=fields.string("attach_token"),
+        response_format=_response_format(fields),
         **sampling(fields),
     )
     gateway.count_unknown(fields.unknown)
@@ -101,6 +138,25 @@ def parse_execute(body: dict[str, Any], gateway: Gateway, limits: Limits | None 
 
 def _renamed(name: str) -> str:
     return name.removeprefix("chat.") if name != "chat" else "messages"
+
+
+def _response_format(fields: Fields) -> ResponseFormat | None:
+    """`{"json_schema": …}`, as an object or as text, or `{"regex": "…"}`."""
+    wanted = fields.any("response_format")
+    if wanted is None:
+        return None
+    if not isinstance(wanted, dict):
+        fields.wrong_type("response_format", "an object")
+        return None
+    if len(wanted) != 1 or not wanted.keys() <= set(GRAMMARS):
+        return ResponseFormat("", "")  # which the validator refuses
+    ((kind, text),) = wanted.items()
+    if kind == "json_schema" and isinstance(text, dict | bool):
+        text = json.dumps(text)
+    if not isinstance(text, str):
+        fields.wrong_type(f"response_format.{kind}", "a string")
+        return None
+    return ResponseFormat(kind, text)
 
 
 def _messages(fields: Fields) -> list[tuple[str, str]] | None:
@@ -126,8 +182,9 @@ def _messages(fields: Fields) -> list[tuple[str, str]] | None:
 class ExecuteFrames:
     """Events under their own names. The id of each is the index of the first token that comes after it."""
 
-    def __init__(self) -> None:
-        self._next = 0
+    def __init__(self, first: int = 0) -> None:
+        self._next = first
+        self._show_digest = False
 
     def event(self, event: pb.ExecuteEvent) -> bytes:
         kind = event.WhichOneof("event")
@@ -135,8 +192,12 @@ class ExecuteFrames:
             token = event.token
             self._next = token.i + len(token.ids)
             more = f',"logprobs":{dumps(_logprobs(token))}' if token.logprobs else ""
+            if self._show_digest:
+                more += f',"digest":"{token.digest}"'
             data = f'{{"t":{quoted(token.t)},"i":{token.i}{more}}}'
         elif kind == "started":
+            # Who may resume gets what proves that nothing was lost or changed.
+            self._show_digest = bool(event.started.attach_token)
             data = dumps(_started(event.started))
         elif kind == "metrics":
             data = dumps(_metrics(event.metrics))
@@ -155,6 +216,7 @@ class ExecuteFrames:
 
 
 def _started(started: pb.Started) -> dict[str, Any]:
+    detached = {"attach_token": started.attach_token} if started.attach_token else {}
     return {
         "job_id": started.job_id,
         "model": started.model,
@@ -162,6 +224,7 @@ def _started(started: pb.Started) -> dict[str, Any]:
         "seed": started.seed,
         "prompt_tokens": started.prompt_tokens,
         "cached_tokens": started.cached_tokens,
+        **detached,
     }
 
 

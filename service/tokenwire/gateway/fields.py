@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tokenwire.client.request import build_request
+from tokenwire.client.request import Message, build_request
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.rpc.validate import Limits, RawRequest, check_request
 from tokenwire.v1 import inference_pb2 as pb
 
-INTEGERS = ("max_tokens", "top_k", "seed")
+INTEGERS = ("max_tokens", "top_k", "seed", "priority")
 NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+SAMPLING = (*INTEGERS, *NUMBERS, "logprobs", "stop", "logit_bias", "cache_salt")
 
 # Before a worker has told its limits, only what the wire can carry is a bound; the worker checks the rest.
 _UINT32 = 2**32 - 1
@@ -133,6 +134,7 @@ def sampling(fields: Fields) -> dict[str, Any]:
     values.update({name: fields.number(name) for name in NUMBERS})
     values["stop"] = fields.strings("stop")
     values["logit_bias"] = fields.token_biases("logit_bias")
+    values["cache_salt"] = fields.string("cache_salt")
     return values
 
 
@@ -162,26 +164,18 @@ def checked_request(
         violations += [violation for violation in seen if _root(violation.field) not in refused]
     if violations:
         raise invalid_request(violations)
-    return build_request(
-        raw.prompt,
-        None if raw.chat is None else [{"role": role, "content": content} for role, content in raw.chat],
-        raw.prompt_tokens,
-        raw.job_id,
-        {
-            "max_tokens": raw.max_tokens,
-            "temperature": raw.temperature,
-            "top_p": raw.top_p,
-            "top_k": raw.top_k,
-            "min_p": raw.min_p,
-            "repetition_penalty": raw.repetition_penalty,
-            "frequency_penalty": raw.frequency_penalty,
-            "presence_penalty": raw.presence_penalty,
-            "stop": raw.stop,
-            "seed": raw.seed,
-            "logit_bias": raw.logit_bias,
-            "logprobs": raw.logprobs,
-        },
-    )
+    params: Any = {name: getattr(raw, name) for name in SAMPLING}
+    if raw.response_format is not None:
+        params["response_format"] = {raw.response_format.kind: raw.response_format.text}
+    chat = None
+    if raw.chat is not None:
+        chat = [Message(role=role, content=content) for role, content in raw.chat]
+    request = build_request(raw.prompt, chat, raw.prompt_tokens, raw.job_id, params)
+    if raw.detach:
+        request.detach = True
+    if raw.attach_token is not None:
+        request.attach_token = raw.attach_token
+    return request
 
 
 def rename_failure(error: TokenwireError, renamed: Callable[[str], str]) -> TokenwireError:

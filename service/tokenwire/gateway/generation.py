@@ -4,7 +4,7 @@ leaving."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from tokenwire.errors import TokenwireError
 from tokenwire.gateway.asgi import Receive
 from tokenwire.gateway.body import ClientGoneError
 from tokenwire.gateway.pool import WorkerPool
-from tokenwire.gateway.worker import Metadata, error_from_call
+from tokenwire.gateway.worker import Metadata, Worker, error_from_call
 from tokenwire.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
@@ -118,9 +118,47 @@ async def start_generation(
         TokenwireError: the job was refused, with the refusal of the last worker that was asked.
         ClientGoneError: the client left.
     """
+    workers = pool.candidates(model)
+    return await _first_to_accept(
+        pool,
+        workers,
+        "UNAVAILABLE",
+        lambda worker: worker.execute(request, metadata),
+        request.job_id,
+        departure,
+        wait_s,
+    )
+
+
+async def attach_generation(
+    pool: WorkerPool,
+    request: pb.AttachRequest,
+    metadata: Metadata,
+    departure: Departure,
+    *,
+    wait_s: float | None = None,
+) -> Generation:
+    """Takes up a detached job's stream on the worker that has it. Raises what `start_generation` raises."""
+    workers = pool.holders(request.job_id)
+    return await _first_to_accept(
+        pool, workers, "NOT_FOUND", lambda worker: worker.attach(request, metadata), request.job_id, departure, wait_s
+    )
+
+
+async def _first_to_accept(
+    pool: WorkerPool,
+    workers: Sequence[Worker],
+    passed_on: str,
+    begin: Callable[[Worker], Any],
+    job_id: str,
+    departure: Departure,
+    wait_s: float | None,
+) -> Generation:
+    """Asks the workers in turn; one that answers with the code `passed_on`, before anything began, leaves it to the
+    next."""
     failure = TokenwireError("UNAVAILABLE", "no worker is known")
-    for worker in pool.candidates(model):
-        call = worker.execute(request, metadata)
+    for worker in workers:
+        call = begin(worker)
         departure.then(call.cancel)
         first = asyncio.ensure_future(call.read())
         generation = Generation(call, departure, first)
@@ -130,7 +168,7 @@ async def start_generation(
                 if not isinstance(error, grpc.aio.AioRpcError):
                     raise error
                 failure = error_from_call(error)
-                if failure.code == "UNAVAILABLE":
+                if failure.code in ("UNAVAILABLE", passed_on):
                     continue
                 raise failure
             if departure.happened:
@@ -138,6 +176,6 @@ async def start_generation(
         except BaseException:
             generation.close()
             raise
-        pool.remember(request.job_id, worker)
+        pool.remember(job_id, worker)
         return generation
     raise failure

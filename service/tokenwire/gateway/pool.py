@@ -86,14 +86,18 @@ class WorkerPool:
         while len(self._jobs) > REMEMBERED_JOBS:
             self._jobs.popitem(last=False)
 
+    def holders(self, job_id: str) -> list[Worker]:
+        """Where a job may be: the worker that this gateway started it on, else all."""
+        known = self._jobs.get(job_id)
+        return [known] if known is not None and known in self.workers else list(self.workers)
+
     async def cancel(self, job_id: str, metadata: Metadata) -> pb.CancelResponse:
         """Cancels a job where it runs; a job that another gateway started is looked for on every worker.
 
         Raises:
             TokenwireError: no worker could be asked, or each refused.
         """
-        known = self._jobs.get(job_id)
-        workers = [known] if known is not None and known in self.workers else list(self.workers)
+        workers = self.holders(job_id)
         answers = await asyncio.gather(*(worker.cancel(job_id, metadata) for worker in workers), return_exceptions=True)
         responses = [answer for answer in answers if isinstance(answer, pb.CancelResponse)]
         if responses:

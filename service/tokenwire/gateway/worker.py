@@ -84,6 +84,10 @@ class Worker:
         """The gRPC call; reading from it gives `ExecuteEvent`s and, at its end, the status."""
         return self._stub.Execute(request, metadata=tuple(metadata))
 
+    def attach(self, request: pb.AttachRequest, metadata: Metadata) -> Any:
+        """As `execute`, for the stream of a detached job."""
+        return self._stub.Attach(request, metadata=tuple(metadata))
+
     async def cancel(self, job_id: str, metadata: Metadata) -> pb.CancelResponse:
         """Raises TokenwireError where the worker refuses or cannot be asked."""
         try:
