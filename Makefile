@@ -20,13 +20,14 @@ NATIVE_SOURCES := $(shell find native protos tests/native -name '*.h' -o -name '
 PACKAGE_INPUTS := pyproject.toml service/tokenwire/_version.py \
   $(shell find CMakeLists.txt native protos -type f)
 
-.PHONY: help setup demo test test-native test-deploy lint format bench serve wheel sdist lock clean
+.PHONY: help setup demo test test-native test-deploy test-node lint format bench serve wheel sdist lock clean
 
 help:
 	@echo 'make setup   create $(VENV), install the locked dependencies, build and install the package'
 	@echo 'make demo    serve a real model here and stream a haiku from it'
 	@echo 'make test    all tests: native, unit, service, end to end'
 	@echo 'make test-deploy   what deploy/ holds, run for real; needs haproxy and promtool'
+	@echo 'make test-node   the examples in JavaScript; needs Node.js and npm'
 	@echo 'make lint    style, types, proto and shell checks'
 	@echo 'make bench   run the benchmarks'
 	@echo 'make serve   serve SmolLM2 on 127.0.0.1:50051 (MODEL=... for another model)'
@@ -64,13 +65,17 @@ test-native: $(DEPS_STAMP)
 test-deploy: setup
 	$(BIN)/python -m pytest -m deploy
 
+# Debian: apt-get install nodejs npm
+test-node: setup
+	$(BIN)/python -m pytest -m node
+
 lint: $(DEPS_STAMP) $(STUBS_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE_SOURCES)
 	$(BIN)/buf lint protos
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run examples/shell/*.sh
 
 # mypy reads the generated messages from here; the installed package has its own.
 $(STUBS_STAMP): $(DEPS_STAMP) $(wildcard protos/tokenwire/v1/*.proto)
