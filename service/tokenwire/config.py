@@ -186,6 +186,9 @@ class Settings(HttpSettings):
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="json, console, or auto: console on a terminal, json elsewhere"
     )
+    log_file: str = Field("", description="file to log to instead of stderr, where errors go as well")
+    log_max_mb: int = Field(100, ge=1, le=2**20, description="the log file is rotated daily and at this size, MB")
+    log_keep_days: int = Field(7, ge=1, le=3650, description="how long rotated log files are kept, days")
 
     @field_validator(
         "inference_timeout_sec",

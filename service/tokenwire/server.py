@@ -24,6 +24,7 @@ from tokenwire.config import Settings
 from tokenwire.engine import AsyncEngine, JobSpec
 from tokenwire.engine.async_engine import EngineFailure, watch_engine
 from tokenwire.errors import NoDeviceError, TokenwireError
+from tokenwire.observe.log_file import flush_log_files, open_log_file, reopen_log_files
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
 from tokenwire.ports import Ports
 from tokenwire.rpc.admin import Control
@@ -96,11 +97,27 @@ def run(settings: Settings) -> int:
     # The engine is compiled: whoever only reads this module, or brings a loader of their own, does not need it.
     from tokenwire.engine.load import load_model
 
+    # gRPC's own lines on stderr are no JSON, and say nothing that a status or an event of ours does not.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     configure_logging(settings.log_level, settings.log_format)
+    if settings.log_file:
+        try:
+            log_file = open_log_file(settings)
+        except OSError as error:
+            message = f"log_file ({settings.log_file}): cannot be written: {error.strerror}"
+            get_logger().error("error", code="CONFIG", message=message)
+            return EXIT_CONFIG
+        configure_logging(settings.log_level, settings.log_format, log_file=log_file)
     return run_loop(serve(settings, load_model))
 
 
-async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
+def end_now(exit_status: int) -> None:
+    """Ends the process without cleaning up, but for what it logged."""
+    flush_log_files()
+    os._exit(exit_status)
+
+
+async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
     """The worker's life on a running loop.
 
     Args:
@@ -129,6 +146,7 @@ async def serve(settings: Settings, load: Loader, die: Die = os._exit) -> int:
             log.error("error", code="CONFIG", message=str(error))
             return EXIT_CONFIG
         loop.add_signal_handler(signal.SIGHUP, security.reload)
+        loop.add_signal_handler(signal.SIGUSR1, reopen_log_files)
         server = build_server(settings, state, pool, security.guard)
         ports = Ports(settings, security)
         try:

@@ -69,3 +69,21 @@ def test_auto_is_json_where_nobody_watches() -> None:
     configure_logging("info", "auto", stream)
     get_logger().info("ready")
     assert json.loads(stream.getvalue())["event"] == "ready"
+
+
+def test_a_console_traceback_shows_no_values_and_no_line_that_could_pass_for_an_event() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "console", stream)
+
+    def fails(prompt: str) -> None:
+        raise ValueError(f"odd{HOSTILE}")
+
+    try:
+        fails("the SECRET prompt".lower())
+    except ValueError:
+        get_logger().error("error", exc_info=True)
+    first, *rest = stream.getvalue().splitlines()
+    assert "error" in first
+    assert all(line.startswith("    ") for line in rest if line)
+    assert "secret prompt" not in stream.getvalue()
+    assert "\x1b[31m" not in stream.getvalue()

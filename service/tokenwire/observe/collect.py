@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from tokenwire._version import __version__
 from tokenwire.observe import metrics as declared
+from tokenwire.observe.log_file import num_lines_dropped
 from tokenwire.observe.metrics import Declaration
 
 # A series beside each counter that says when it began: twice the page for nothing that is asked here.
@@ -105,7 +106,6 @@ class WorkerMetrics:
         self._first_tokens = self._histogram(declared.TIME_TO_FIRST_TOKEN)
         self._swaps = self._histogram(declared.MODEL_SWAP)
         self._persists = self._histogram(declared.CACHE_PERSIST)
-        self._dropped_lines = self._counter(declared.LOG_LINES_DROPPED)
         # Series that exist from the start let a rate see their first increase.
         for code in declared.CODES:
             self._requests.labels("Execute", code)
@@ -134,9 +134,6 @@ class WorkerMetrics:
         if first_token_s is not None:
             self._first_tokens.labels("warm" if cached_tokens else "cold").observe(first_token_s)
 
-    def lines_dropped(self, count: int) -> None:
-        self._dropped_lines.inc(count)
-
     def _counter(self, item: Declaration) -> prometheus_client.Counter:
         return prometheus_client.Counter(item.name, item.help, tuple(item.labels), registry=self.registry)
 
@@ -163,6 +160,7 @@ class _ScrapeCollector(Collector):
         yield _gauge(declared.LOAD, now.load_percent / 100)
         yield _gauges(declared.INFO, {(__version__, now.model, now.device, now.quant_kind): 1.0})
         yield _gauge(declared.AGENTS_ACTIVE, 0.0)
+        yield _counter(declared.LOG_LINES_DROPPED, num_lines_dropped())
         if now.engine is not None:
             yield from _engine_metrics(now.engine, now.device)
             yield from _aliases(now.engine, now.model)

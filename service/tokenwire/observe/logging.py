@@ -8,61 +8,77 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Mapping, MutableMapping
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import structlog
 
+from tokenwire.observe.log_file import LogFile
 from tokenwire.observe.redaction import redact
 
 Logger = structlog.stdlib.BoundLogger
 
 
-def configure_logging(level: str, log_format: str, stream: IO[str] | None = None) -> None:
-    """Routes structlog and the standard library's loggers to `stream` (default: stderr).
+def configure_logging(
+    level: str, log_format: str, stream: IO[str] | None = None, log_file: LogFile | None = None
+) -> None:
+    """Routes structlog and the standard library's loggers.
 
     Args:
         level: `debug`, `info`, `warning` or `error`.
         log_format: `json`, `console`, or `auto` for console on a terminal and JSON elsewhere.
+        stream: where to; default: stderr.
+        log_file: everything goes there, and errors to the stream as well.
     """
     stream = sys.stderr if stream is None else stream
-    as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
-    shared: list[structlog.typing.Processor] = [
+    to_stream = logging.StreamHandler(stream)
+    to_stream.setFormatter(_formatter(log_format, is_terminal=stream.isatty()))
+    handlers: list[logging.Handler] = [to_stream]
+    if log_file is not None:
+        log_file.setFormatter(_formatter(log_format, is_terminal=False))
+        to_stream.setLevel(logging.ERROR)
+        handlers.append(log_file)
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(level.upper())
+    logging.getLogger("asyncio").setLevel(max(root.level, logging.WARNING))
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_context_processors(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=Logger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _context_processors() -> list[structlog.typing.Processor]:
+    return [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if as_json:
+
+
+def _formatter(log_format: str, *, is_terminal: bool) -> logging.Formatter:
+    if log_format == "json" or (log_format == "auto" and not is_terminal):
         # json.dumps escapes every control character, which keeps one event on one line.
         rendering: list[structlog.typing.Processor] = [
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ]
     else:
-        rendering = [_escape_control, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
-
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        _RedactingFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
-        )
-    )
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(level.upper())
-    logging.getLogger("asyncio").setLevel(max(root.level, logging.WARNING))
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=Logger,
-        cache_logger_on_first_use=False,
+        console = structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=_write_exception)
+        rendering = [_escape_control, console]
+    return _RedactingFormatter(
+        foreign_pre_chain=_context_processors(),
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
     )
 
 
@@ -93,6 +109,19 @@ def reset_context(keep: Mapping[str, str] | None = None) -> None:
 def _escape_control(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Keeps text from clients from starting a line or colouring a terminal."""
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+        if isinstance(value, str):
+            event[key] = _printable(value)
     return event
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _write_exception(out: TextIO, exception: structlog.typing.ExcInfo) -> None:
+    """A traceback without the values of variables, which may be a prompt; its lines are indented, so that none that an
+    exception's message begins can pass for an event."""
+    for line in "".join(traceback.format_exception(*exception)).splitlines():
+        out.write("\n    " + _printable(line))

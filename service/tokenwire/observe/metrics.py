@@ -197,7 +197,7 @@ CACHE_PERSIST = Declaration(
     _PERSIST_BUCKETS,
 )
 LOG_LINES_DROPPED = Declaration(
-    PREFIX + "log_lines_dropped_total", "counter", "Log lines lost because the log file could not take them.", "worker"
+    PREFIX + "log_lines_dropped_total", "counter", "Log lines lost because the log file could not take them.", "state"
 )
 
 # What routers of the Gateway API read from a model server that has no label of its own. Names and labels are vLLM's.
