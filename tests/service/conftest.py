@@ -101,6 +101,7 @@ async def start_worker() -> AsyncIterator[StartWorker]:
         limits: Limits = LIMITS,
         settings: Settings | None = None,
         guard: Guard | None = None,
+        listen: Callable[[grpc.aio.Server], int] | None = None,
         channel_options: Sequence[tuple[str, Any]] = (),
     ) -> Worker:
         fake = fake or FakeEngine()
@@ -108,7 +109,7 @@ async def start_worker() -> AsyncIterator[StartWorker]:
         engine = AsyncEngine(fake, remembered_jobs=3)
         engine.attach()
         server = build_server(settings or load_settings(environ={}), state, pool, guard)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = listen(server) if listen is not None else server.add_insecure_port("127.0.0.1:0")
         await server.start()
         if ready:
             state.serving = Serving(engine, text, limits, FACTS)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import tokenwire.cli  # noqa: F401  (keeps the lines of gRPC itself out of the log)
 from tokenwire.config import Settings, load_settings
 from tokenwire.engine.fake import FakeEngine, FakeEngineError, FakeJob
 from tokenwire.errors import NoDeviceError
@@ -117,5 +118,5 @@ def load(settings: Settings, on_progress: ProgressCallback) -> Any:
 
 if __name__ == "__main__":
     settings = load_settings({"model": "test.gguf", "port": 0, **json.loads(sys.argv[2])}, environ={})
-    configure_logging("info", "json")
+    configure_logging(settings.log_level, "json")
     sys.exit(run_loop(serve(settings, load)))

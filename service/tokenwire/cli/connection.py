@@ -13,7 +13,7 @@ import typer
 from tokenwire.cli import options
 from tokenwire.cli.output import CliError, ExitCode
 from tokenwire.client import NO_RETRY, AsyncClient, Client, channel_credentials
-from tokenwire.client.auth import ChannelCredentials
+from tokenwire.client.auth import ChannelCredentials, key_metadata
 from tokenwire.client.request import DEFAULT_TARGET
 
 _PEM = "PEM"
@@ -120,8 +120,10 @@ def connect(
         raise CliError("--cert and --key belong together", exit_code=ExitCode.USAGE)
     if api_key is None and api_key_file is not None:
         api_key = _read_key(api_key_file)
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
-        raise CliError("the API key has characters that no key has", exit_code=ExitCode.USAGE)
+    try:
+        key_metadata(api_key)
+    except ValueError as error:
+        raise CliError(str(error), exit_code=ExitCode.USAGE) from error
     return Connection(target, tls, ca, cert, key, api_key)
 
 

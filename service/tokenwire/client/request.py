@@ -19,6 +19,7 @@ CLOSE_TIMEOUT_S = 1.0
 _CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     # A worker that restarts is found again soon; gRPC's own 1 to 120 s would outlast what resuming waits for.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),

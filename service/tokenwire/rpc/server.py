@@ -78,6 +78,8 @@ def transport_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", HARD_METADATA_FACTOR * settings.max_metadata_bytes),
         ("grpc.keepalive_time_ms", settings.keepalive_time_ms),
         ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ms),
+        # The one above ends with any byte the peer sends; an answer that does not come is waited for this long instead.
+        ("grpc.http2.ping_timeout_ms", settings.keepalive_timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", settings.min_ping_interval_ms),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),

@@ -25,6 +25,10 @@ class TlsError(Exception):
         self.problems = tuple(problems)
 
 
+class _EncryptedKeyError(Exception):
+    """The private key needs a password."""
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """Where the PEM files are.
@@ -66,8 +70,8 @@ def read_certificates(files: TlsFiles) -> Certificates:
     client_ca = _read(files.client_ca, "tls_client_ca_file", problems) if files.client_ca is not None else None
     if client_ca is not None:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=client_ca.decode("ascii", "replace"))
-        except ssl.SSLError:
+            _load_roots(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), client_ca)
+        except (ssl.SSLError, ValueError):
             problems.append(f"tls_client_ca_file ({files.client_ca}): holds no usable PEM certificate")
     if cert is not None and key is not None:
         certificates = Certificates(cert, key, client_ca)
@@ -139,8 +143,13 @@ def _context(certificates: Certificates) -> ssl.SSLContext:
     _load_pair(context, certificates)
     if certificates.client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=certificates.client_ca.decode("ascii", "replace"))
+        _load_roots(context, certificates.client_ca)
     return context
+
+
+def _load_roots(context: ssl.SSLContext, pem: bytes) -> None:
+    # Between certificates stands text for people, in any encoding.
+    context.load_verify_locations(cadata=pem.decode("ascii", "ignore"))
 
 
 def _load_pair(context: ssl.SSLContext, certificates: Certificates) -> None:
@@ -158,7 +167,7 @@ def _memory_file(data: bytes) -> BinaryIO:
 
 
 def _no_password() -> str:
-    raise ssl.SSLError("the private key is encrypted")
+    raise _EncryptedKeyError
 
 
 def _read(path: Path, setting: str, problems: list[str]) -> bytes | None:
@@ -178,8 +187,12 @@ def _check_pair(files: TlsFiles, certificates: Certificates) -> list[str]:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         _load_pair(server, certificates)
+    except _EncryptedKeyError:
+        return [f"tls_key_file ({files.key}): is encrypted, and a worker has nobody to ask for a password"]
     except ssl.SSLError as error:
-        return [_pair_problem(error, files)]
+        if "MISMATCH" in str(error.reason):
+            return [f"tls_key_file ({files.key}): is not the key of the certificate in {files.cert}"]
+        return [f"tls_cert_file ({files.cert}) and tls_key_file ({files.key}): no usable PEM certificate and key"]
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     # The certificate itself is the root: what fails now is its dates, or what it is for.
@@ -194,16 +207,8 @@ def _check_pair(files: TlsFiles, certificates: Certificates) -> list[str]:
     return []
 
 
-def _pair_problem(error: ssl.SSLError, files: TlsFiles) -> str:
-    if "MISMATCH" in str(error.reason):
-        return f"tls_key_file ({files.key}): is not the key of the certificate in {files.cert}"
-    if "encrypted" in str(error):
-        return f"tls_key_file ({files.key}): is encrypted, and a worker has nobody to ask for a password"
-    return f"tls_cert_file ({files.cert}) and tls_key_file ({files.key}): no usable PEM certificate and key"
-
-
 def _first_certificate(pem: bytes) -> str:
-    text = pem.decode("ascii", "replace")
+    text = pem.decode("ascii", "ignore")
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     start = text.find(begin)
     return text[start : text.find(end, start) + len(end)] + "\n"
