@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from tokenwire.client import AsyncClient
 from tokenwire.config import load_settings
 from tokenwire.rpc.server import transport_options
 from tokenwire.v1 import inference_pb2 as pb
@@ -103,21 +104,19 @@ async def test_the_server_tells_its_bounds_at_once(start_worker: Any) -> None:
     assert told[6] in (2048, 4096)  # MAX_HEADER_LIST_SIZE
 
 
-async def test_streams_beyond_the_bound_wait_and_are_not_lost(
-    start_worker: Any, request_of: Callable[..., pb.ExecuteRequest]
-) -> None:
+async def test_streams_beyond_the_bound_wait_and_are_not_lost(start_worker: Any) -> None:
+    """What is beyond the bound waits in the client, or is refused before it began, and is sent again."""
     worker = await worker_with(start_worker, max_concurrent_streams=2)
-    calls = [worker.stub.Execute(request_of(f"job-{number}"), timeout=20) for number in range(4)]
-    for _ in range(2):
-        await worker.submitted()
-    await asyncio.sleep(0.2)
-    assert len(worker.fake.jobs) == 2
-    worker.fake.eager = True
-    worker.fake.step(3)
-    for call in calls:
-        while await call.read() is not grpc.aio.EOF:
-            pass
-        assert await call.code() is grpc.StatusCode.OK
+    async with AsyncClient(worker.target, timeout_s=60) as client:
+        answers = [asyncio.ensure_future(client.generate("Hello")) for _ in range(6)]
+        for _ in range(2):
+            await worker.submitted()
+        await asyncio.sleep(0.2)
+        assert len(worker.fake.jobs) == 2
+        worker.fake.eager = True
+        worker.fake.step(3)
+        assert [answer.text for answer in await asyncio.gather(*answers)] == ["Hello world!"] * 6
+    assert len(worker.fake.jobs) == 6
 
 
 async def test_a_second_server_cannot_share_the_port(start_worker: Any) -> None:
