@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 
 from breaking_proxy import breaking_proxy
-from examples.conftest import EXAMPLES
 
 
 def test_a_chat_is_streamed_with_its_numbers(run: Any) -> None:
@@ -72,24 +69,6 @@ def test_grpcurl_goes_through_the_whole_contract(run: Any) -> None:
     assert "refused, as it should be" in parts[6]
     for field in ("job_id", "temperature"):
         assert field in done.stderr
-
-
-@pytest.fixture(scope="session")
-def javascript(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Node examples with their locked dependencies, in a copy."""
-    copy = tmp_path_factory.mktemp("examples") / "examples" / "javascript"
-    shutil.copytree(EXAMPLES / "javascript", copy, ignore=shutil.ignore_patterns("node_modules"))
-    shutil.copytree(EXAMPLES.parent / "protos", copy.parents[1] / "protos")
-    installed = subprocess.run(
-        ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert installed.returncode == 0, installed.stderr
-    return copy
 
 
 @pytest.mark.node
