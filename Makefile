@@ -14,6 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 DEPS_STAMP := $(VENV)/.dependencies
 BUILD_STAMP := $(VENV)/.package
+TOOLS_STAMP := .tools/.installed
 STUBS := build/stubs
 STUBS_STAMP := $(STUBS)/.generated
 NATIVE_SOURCES := $(shell find native protos tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
@@ -100,13 +101,43 @@ serve: setup
 wheel: $(DEPS_STAMP)
 	$(BIN)/python -m build --no-isolation --wheel
 
+# Documentation, bill of materials, licences and audit, with tools of their own.
+tools: $(TOOLS_STAMP)
+
+$(TOOLS_STAMP): requirements/tools.txt
+	@test -x .tools/bin/python || $(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet --require-hashes -r requirements/tools.txt
+	@touch $@
+
+docs: setup $(TOOLS_STAMP)
+	$(BIN)/python scripts/make_reference.py build/docs
+	.tools/bin/mkdocs build --strict --site-dir ../site --config-file build/docs/mkdocs.yml
+
+# The wheel in an environment of its own, what is inside it, and under which licences.
+compliance: $(TOOLS_STAMP) $(DEPS_STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --wheel
+	$(BIN)/python scripts/compliance.py install dist/*.whl
+	.tools/clean/bin/tokenwire --version
+	$(BIN)/python scripts/compliance.py licences
+	$(BIN)/python scripts/compliance.py sbom dist/*.whl --output dist/tokenwire.cdx.json
+
+# Needs a source of advisories (PyPI's JSON interface); fails where it cannot be asked.
+audit: $(TOOLS_STAMP)
+	$(BIN)/python scripts/compliance.py audit
+
 sdist: $(DEPS_STAMP)
 	$(BIN)/python -m build --no-isolation --sdist
 
+# dev: what `make setup` installs. runtime and build: what an image needs. tools: what `make tools` installs.
 # Needs uv (https://docs.astral.sh/uv).
+LOCK := uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.10 \
+  --custom-compile-command 'make lock'
 lock:
-	uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.10 --extra hub --extra otel \
-	  --custom-compile-command 'make lock' --output-file requirements/dev.txt pyproject.toml requirements/dev.in
+	$(LOCK) --extra hub --extra otel --output-file requirements/dev.txt pyproject.toml requirements/dev.in
+	$(LOCK) --extra otel --constraint requirements/dev.txt --output-file requirements/runtime.txt pyproject.toml
+	$(LOCK) --constraint requirements/dev.txt --output-file requirements/build.txt requirements/build.in
+	$(LOCK) --output-file requirements/tools.txt requirements/tools.in
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -6,6 +6,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/commit.h"
 #include "core/cpu_features.h"
 #include "core/error.h"
 #include "cuda/loader.h"
@@ -51,6 +52,7 @@ void bind_cuda_probe(py::module_& module) {
 py::dict build_info() {
   py::dict info;
   info["version"] = TOKENWIRE_VERSION;
+  info["commit"] = tw::bindings::commit;
   info["compiler"] = TOKENWIRE_COMPILER;
   info["build_type"] = TOKENWIRE_BUILD_TYPE;
   info["cuda"] = tw::cuda::built() ? "on" : "off";

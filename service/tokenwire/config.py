@@ -136,6 +136,12 @@ class Settings(HttpSettings):
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="how long running jobs may finish at shutdown, seconds"
     )
+    drain_notice_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=300,
+        description="a drain keeps the port open for at least this long, refusing calls, until balancers know; seconds",
+    )
     liveness_seconds: float = Field(
         30.0, ge=0.1, le=3600, description="a step that shows no life for this long fails the liveness probe, seconds"
     )
@@ -194,6 +200,7 @@ class Settings(HttpSettings):
         "inference_timeout_sec",
         "resume_grace_seconds",
         "drain_seconds",
+        "drain_notice_seconds",
         "liveness_seconds",
         "watchdog_seconds",
         "residency_check_sec",

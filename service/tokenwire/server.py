@@ -7,6 +7,7 @@ threads encode prompts; the engine's own thread computes and is never waited for
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import signal
@@ -309,7 +310,12 @@ async def _drain(engine: AsyncEngine, state: WorkerState, settings: Settings, si
     log = get_logger()
     state.enter(Phase.DRAINING)
     log.info("drain_start", live=engine.num_live, seconds=settings.drain_seconds)
+    notice_ends_at = asyncio.get_running_loop().time() + settings.drain_notice_seconds
     left = await engine.drain(settings.drain_seconds, signals.second)
+    # A call that meets a port which is about to close gets gRPC's CANCELLED: nobody retries that.
+    remaining = notice_ends_at - asyncio.get_running_loop().time()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(signals.second.wait(), max(0.0, remaining))
     log.info("drain_end", unfinished=left, cut_short=signals.second.is_set())
 
 

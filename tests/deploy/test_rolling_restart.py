@@ -33,7 +33,16 @@ TURN_TIMEOUT_S = 120.0
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[list[WorkerProcess]]:
     model = models.resolve("smollm2", fetch=True)
-    flags = ("--drain-seconds", str(DRAIN_S), "--num-threads", "1", "--kv-cache-size-mb", "512")
+    flags = (
+        "--drain-seconds",
+        str(DRAIN_S),
+        "--drain-notice-seconds",
+        "2",
+        "--num-threads",
+        "1",
+        "--kv-cache-size-mb",
+        "512",
+    )
     pair = [WorkerProcess(model, tmp_path / f"worker{number}.log", *flags) for number in (1, 2)]
     try:
         for worker in pair:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,22 @@ async def test_drain_refuses_new_jobs_lets_health_answer_and_ends_survivors(star
     assert kinds(events)[-2:] == ["metrics", "error"]
     assert (events[-1].error.code, events[-1].error.retriable) == ("UNAVAILABLE", True)
     assert await call.code() is grpc.StatusCode.UNAVAILABLE
+    assert await worker.exit_status() == 0
+
+
+async def test_a_drain_refuses_calls_for_as_long_as_balancers_need_to_know(start: Any) -> None:
+    worker = await start("eager", drain_notice_seconds=1.0)
+    await worker.connect()
+    worker.process.send_signal(signal.SIGTERM)
+    await worker.log_line("drain_start")
+    began = time.monotonic()
+    refusals = 0
+    while time.monotonic() < began + 0.8:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await worker.stub.Execute(pb.ExecuteRequest(job_id="a", prompt="x")).read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        refusals += 1
+    assert refusals > 1
     assert await worker.exit_status() == 0
 
 

@@ -63,6 +63,7 @@ def build_facts() -> Facts:
     devices = {f"cuda:{device.index}": _device_line(device) for device in probe.devices}
     return {
         "version": __version__,
+        "commit": built["commit"],
         "compiler": built["compiler"],
         "build type": built["build_type"],
         "sanitizer": built["sanitizer"] or "none",
@@ -89,7 +90,10 @@ def build_line() -> str:
     except CliError as error:
         return error.cause
     built = native.build_info()
-    return f"{built['compiler']}, {built['build_type']}, {native.cpu_isa()}, CUDA: {native.cuda_status()}"
+    return (
+        f"commit {built['commit']}, {built['compiler']}, {built['build_type']}, {native.cpu_isa()}, "
+        f"CUDA: {native.cuda_status()}"
+    )
 
 
 def _device_line(device: CudaDevice) -> str:

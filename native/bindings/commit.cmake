@@ -1,0 +1,15 @@
+# Writes OUTPUT with the commit of the checkout at SOURCE, or COMMIT, or `unknown`; leaves a file that says so alone.
+if(NOT COMMIT AND GIT AND EXISTS ${SOURCE}/.git)
+  execute_process(COMMAND ${GIT} -C ${SOURCE} describe --always --dirty --abbrev=12 --exclude=*
+    OUTPUT_VARIABLE COMMIT OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
+if(NOT COMMIT MATCHES "^[0-9A-Za-z._-]+$")
+  set(COMMIT unknown)
+endif()
+set(text "#include \"bindings/commit.h\"\n\nconst char* const tw::bindings::commit = \"${COMMIT}\";\n")
+if(EXISTS ${OUTPUT})
+  file(READ ${OUTPUT} old)
+endif()
+if(NOT "${old}" STREQUAL "${text}")
+  file(WRITE ${OUTPUT} "${text}")
+endif()
