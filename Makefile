@@ -21,7 +21,7 @@ NATIVE_SOURCES := $(shell find native protos tests/native -name '*.h' -o -name '
 PACKAGE_INPUTS := pyproject.toml service/tokenwire/_version.py \
   $(shell find CMakeLists.txt native protos -type f)
 
-.PHONY: help setup demo test test-native test-deploy test-node lint format bench serve wheel sdist lock clean
+.PHONY: help setup demo test test-native test-deploy test-node lint format bench serve tools compliance audit wheel sdist lock clean
 
 help:
 	@echo 'make setup   create $(VENV), install the locked dependencies, build and install the package'
@@ -33,6 +33,7 @@ help:
 	@echo 'make bench   run the benchmarks'
 	@echo 'make serve   serve SmolLM2 on 127.0.0.1:50051 (MODEL=... for another model)'
 	@echo 'make wheel   build a wheel into dist/'
+	@echo 'make compliance   the wheel in a clean environment: licences, bill of materials (make audit: advisories)'
 	@echo 'make clean   remove what was built, $(VENV) included'
 
 setup: $(BUILD_STAMP)
@@ -109,10 +110,6 @@ $(TOOLS_STAMP): requirements/tools.txt
 	.tools/bin/python -m pip install --quiet --require-hashes -r requirements/tools.txt
 	@touch $@
 
-docs: setup $(TOOLS_STAMP)
-	$(BIN)/python scripts/make_reference.py build/docs
-	.tools/bin/mkdocs build --strict --site-dir ../site --config-file build/docs/mkdocs.yml
-
 # The wheel in an environment of its own, what is inside it, and under which licences.
 compliance: $(TOOLS_STAMP) $(DEPS_STAMP)
 	rm -rf dist
@@ -140,5 +137,5 @@ lock:
 	$(LOCK) --output-file requirements/tools.txt requirements/tools.in
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .tools build dist .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

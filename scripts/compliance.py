@@ -2,8 +2,8 @@
 
     python scripts/compliance.py install WHEEL             # an environment with the wheel and its locked requirements
     python scripts/compliance.py sbom WHEEL --output FILE  # CycloneDX 1.6, with the compiled parts
-    python scripts/compliance.py licences                  # fails on a licence that is not on the list, or is not known
-    python scripts/compliance.py audit                     # fails on a known vulnerability, and where nobody could be asked
+    python scripts/compliance.py licences                  # fails on a licence that is unknown or not on the list
+    python scripts/compliance.py audit                     # fails on a known vulnerability, and if nobody can be asked
 
 `make compliance` and `make audit` run them. The tools are those of requirements/tools.txt, in `.tools`.
 """
@@ -105,7 +105,7 @@ def write_sbom(wheel: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(bill, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     validate(output)
-    print(f"{output}: CycloneDX {bill['specVersion']}, {len(bill['components'])} components, {len(parts)} of them native")
+    print(f"{output}: CycloneDX {bill['specVersion']}, {len(bill['components'])} components, {len(parts)} native")
 
 
 def native_components(wheel: Path) -> list[dict[str, Any]]:
@@ -128,9 +128,7 @@ def native_components(wheel: Path) -> list[dict[str, Any]]:
     parts.append(linked("pybind11", build_version("pybind11"), "BSD-3-Clause", "pkg:pypi/pybind11"))
     if any("tokenwire_cuda" in name for name in libraries):
         toolkit = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-        release = re.search(r"V(\d+\.\d+\.\d+)", toolkit)
-        assert release is not None, toolkit
-        part = linked("cudart_static", release[1], "", "pkg:generic/nvidia-cuda-runtime")
+        part = linked("cudart_static", first(r"V(\d+\.\d+\.\d+)", toolkit), "", "pkg:generic/nvidia-cuda-runtime")
         part["licenses"] = [{"license": {"name": "NVIDIA CUDA Toolkit EULA (redistributable: cudart_static)"}}]
         parts.append(part)
     return parts
@@ -150,8 +148,13 @@ def linked(name: str, version: str, licence: str, purl: str) -> dict[str, Any]:
 
 def build_version(name: str) -> str:
     """The locked version of a build requirement."""
-    found = re.search(rf"^{name}==(\S+)", (ROOT / "requirements" / "build.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    assert found is not None, name
+    return first(rf"^{name}==(\S+)", (ROOT / "requirements" / "build.txt").read_text(encoding="utf-8"))
+
+
+def first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"error: nothing looks like {pattern}")
     return found[1]
 
 
@@ -166,15 +169,15 @@ def validate(bill: Path) -> None:
 
 
 def check_licences() -> None:
-    command = [str(TOOLS / "pip-licenses"), "--python", str(CLEAN / "bin" / "python"), "--from=mixed", "--order=license"]
-    command += [f"--allow-only={';'.join(ALLOWED)}"]
+    command = [str(TOOLS / "pip-licenses"), "--python", str(CLEAN / "bin" / "python"), "--from=mixed"]
+    command += ["--order=license", f"--allow-only={';'.join(ALLOWED)}"]
     subprocess.run(command, check=True)
 
 
 def audit() -> int:
     """Asks for known vulnerabilities of the locked requirements. What could not be asked counts as a failure.
 
-    `--strict` is what makes it so: without it pip-audit reports "no known vulnerabilities" for packages that it skipped.
+    `--strict` makes it so: without it pip-audit says "no known vulnerabilities" of packages that it skipped.
     """
     command = [str(TOOLS / "pip-audit"), "--strict", "--disable-pip", "--require-hashes"]
     status = 0
