@@ -1,10 +1,12 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 
 #include "bindings/module.h"
 #include "engine/engine.h"
+#include "engine/llguidance.h"
 #include "engine/runner.h"
 
 namespace py = pybind11;
@@ -54,11 +56,17 @@ std::shared_ptr<Engine> make_engine(const gguf::File& file, std::vector<std::str
   return std::make_shared<Engine>(file, std::move(vocabulary), std::move(stop_token_ids), options, progress);
 }
 
+// A compiled grammar; opaque.
+struct GrammarHandle {
+  std::shared_ptr<const Grammar> grammar;
+};
+
 JobHandle submit(const std::shared_ptr<Engine>& self, std::string job_id, std::string model,
                  std::vector<int32_t> prompt_ids, int32_t max_tokens, float temperature, float top_p, int32_t top_k,
                  float min_p, float repetition_penalty, float frequency_penalty, float presence_penalty,
                  const std::map<int32_t, float>& logit_bias, int32_t logprobs, std::vector<std::string> stop,
-                 uint64_t seed, int64_t timeout_ms, std::string cache_salt, bool separate_events, int32_t priority) {
+                 uint64_t seed, int64_t timeout_ms, std::string cache_salt, bool separate_events, int32_t priority,
+                 const std::optional<GrammarHandle>& grammar) {
   JobSpec spec;
   spec.job_id = std::move(job_id);
   spec.model = std::move(model);
@@ -79,6 +87,7 @@ JobHandle submit(const std::shared_ptr<Engine>& self, std::string job_id, std::s
   spec.cache_salt = std::move(cache_salt);
   spec.separate_events = separate_events;
   spec.priority = priority;
+  if (grammar) spec.grammar = grammar->grammar;
   const py::gil_scoped_release release;
   return {self, self->submit(std::move(spec))};
 }
@@ -196,6 +205,17 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("num_tokens_out", [](const JobHandle& self) { return self.job->num_tokens_out(); });
 
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
+  py::class_<GrammarHandle>(module, "Grammar");
+  py::class_<GrammarCompiler, std::shared_ptr<GrammarCompiler>>(module, "GrammarCompiler")
+      .def(py::init<const std::string&, const std::vector<std::string>&, const std::vector<int32_t>&>(),
+           py::arg("library"), py::arg("vocabulary"), py::arg("stop_token_ids"), unlocked)
+      .def(
+          "compile",
+          [](const GrammarCompiler& self, const std::string& kind, const std::string& text) {
+            return GrammarHandle{self.compile(kind, text)};
+          },
+          py::arg("kind"), py::arg("text"), unlocked)
+      .def_property_readonly("version", &GrammarCompiler::version);
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine")
       .def(py::init(&make_engine), py::arg("file"), py::arg("vocabulary"), py::arg("stop_token_ids"),
            py::arg("options"), py::arg("on_progress") = py::none())
@@ -203,11 +223,12 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("device_info", &Engine::device_info)
       .def_property_readonly("options", &Engine::options)
       .def_property_readonly("event_fd", &Engine::event_fd)
+      .def_property_readonly("supports_grammars", &Engine::supports_grammars)
       .def("submit", &submit, py::kw_only(), py::arg("job_id"), py::arg("model"), py::arg("prompt_ids"),
            py::arg("max_tokens"), py::arg("temperature"), py::arg("top_p"), py::arg("top_k"), py::arg("min_p"),
            py::arg("repetition_penalty"), py::arg("frequency_penalty"), py::arg("presence_penalty"),
            py::arg("logit_bias"), py::arg("logprobs"), py::arg("stop"), py::arg("seed"), py::arg("timeout_ms"),
-           py::arg("cache_salt"), py::arg("separate_events") = false, py::arg("priority") = 0)
+           py::arg("cache_salt"), py::arg("separate_events") = false, py::arg("priority") = 0, py::arg("grammar") = py::none())
       .def("take_ready", &Engine::take_ready, unlocked)
       .def(
           "fail_all",

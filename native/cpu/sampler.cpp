@@ -51,6 +51,23 @@ void apply_penalties(const SamplingParams& params, const std::vector<TokenCount>
   }
 }
 
+// Moves the logits of the tokens in the mask together, in order, and their ids to `allowed`. What is left is sampled as
+// if it were the whole vocabulary, so no token outside the mask has any part in it. Returns how many they are.
+int32_t keep_allowed(const uint32_t* mask, int32_t vocab_size, float* logits, std::vector<int32_t>* allowed) {
+  allowed->clear();
+  for (int32_t first = 0; first < vocab_size; first += 32) {
+    const uint32_t word = mask[first / 32];
+    if (word == 0) continue;
+    const int32_t end = std::min(first + 32, vocab_size);
+    for (int32_t id = first; id < end; ++id) {
+      if ((word >> (id - first) & 1) == 0) continue;
+      logits[allowed->size()] = logits[id];
+      allowed->push_back(id);
+    }
+  }
+  return static_cast<int32_t>(allowed->size());
+}
+
 int32_t first_largest(const float* logits, int32_t vocab_size, float max) {
   for (int32_t id = 0; id < vocab_size; ++id) {
     if (logits[id] == max) return id;
@@ -170,14 +187,17 @@ SampleResult sample_row(const Kernels& kernels, float* logits, int32_t vocab_siz
     raw.assign(logits, logits + vocab_size);
   }
 
-  const bool changed = params.has_penalties() || !params.logit_bias.empty();
+  const bool changed = params.has_penalties() || !params.logit_bias.empty() || job.mask != nullptr;
   if (params.has_penalties()) apply_penalties(params, *job.generated, logits);
   for (const auto& [id, bias] : params.logit_bias) logits[id] += bias;
-  if (changed) max = kernels.max_value(logits, vocab_size, &result.finite);
+  const int32_t count =
+      job.mask == nullptr ? vocab_size : keep_allowed(job.mask, vocab_size, logits, &scratch->allowed);
+  if (changed) max = kernels.max_value(logits, count, &result.finite);
   if (!result.finite) return result;
 
-  result.id = params.temperature == 0.0f ? first_largest(logits, vocab_size, max)
-                                         : draw(kernels, params, logits, vocab_size, max, job.token_index, scratch);
+  result.id = params.temperature == 0.0f ? first_largest(logits, count, max)
+                                         : draw(kernels, params, logits, count, max, job.token_index, scratch);
+  if (job.mask != nullptr) result.id = scratch->allowed[static_cast<size_t>(result.id)];
   if (params.num_logprobs >= 0) {
     result.logprob = static_cast<float>(double{raw[static_cast<size_t>(result.id)] - raw_max} - log_sum);
   }

@@ -14,10 +14,12 @@ struct SamplerScratch {
   std::vector<float> weights;
   std::vector<float> run_sums;
   std::vector<int32_t> order;
+  std::vector<int32_t> allowed;
 };
 
-// Order: penalties and bias on the raw logits, temperature, top-k, softmax, top-p (keeping the token that crosses it),
-// min-p, draw. Ties go to the lower id. `logits` [vocab_size] is overwritten.
+// Order: tokens outside the mask are left out, penalties and bias on the raw logits, temperature, top-k, softmax, top-p
+// (keeping the token that crosses it), min-p, draw. Ties go to the lower id. Log-probabilities are those of the whole
+// vocabulary. `logits` [vocab_size] is overwritten.
 SampleResult sample_row(const Kernels& kernels, float* logits, int32_t vocab_size, const SampleJob& job,
                         SamplerScratch* scratch);
 

@@ -18,6 +18,9 @@ double ms_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
+// How long a step waits for the masks of its constrained jobs, with and without others in it.
+constexpr auto kMaskPatience = std::chrono::milliseconds(1);
+constexpr auto kMaskPatienceAlone = std::chrono::milliseconds(100);
 // An idle loop wakes this often to show that it lives.
 constexpr auto kHeartbeat = std::chrono::milliseconds(500);
 
@@ -82,6 +85,9 @@ std::shared_ptr<Job> Engine::submit(JobSpec spec) {
     if (id < 0 || id >= shape.vocab_size) {
       throw Error(ErrorCode::kInvalidRequest, "logit_bias id " + std::to_string(id) + " is outside the vocabulary");
     }
+  }
+  if (spec.grammar && !backend_->supports_masks()) {
+    throw Error(ErrorCode::kInvalidRequest, "response_format: this device has no structured output");
   }
   const int64_t total = prompt + spec.max_tokens;
   if (total > shape.context_length) {
@@ -261,16 +267,18 @@ void Engine::take_inbox() {
     errands.swap(errands_);
   }
   for (auto& job : arrived) {
+    if (job->spec.grammar) job->mask = masks_.start(job->spec.grammar);
     scheduler_->add(&job->sequence);
     jobs_.emplace(job->handle(), std::move(job));
   }
   for (const auto& errand : errands) errand();
 }
 
-// Ends jobs whose reader cancelled, whose time is over or whose reader takes nothing; pauses and resumes slow ones.
+// Ends jobs whose reader cancelled, whose time is over, whose reader takes nothing or whose answer can only end; pauses
+// and resumes those whose reader is slow or whose mask is late.
 bool Engine::expire_jobs() {
   const Clock::time_point now = Clock::now();
-  std::vector<Job*> cancelled, late, slow;
+  std::vector<Job*> cancelled, late, slow, complete_now;
   for (auto& [handle, job] : jobs_) {
     if (job->cancel_requested()) {
       cancelled.push_back(job.get());
@@ -281,7 +289,15 @@ bool Engine::expire_jobs() {
       continue;
     }
     const bool full = job->num_undelivered() >= options_.max_undelivered_tokens;
-    job->sequence.paused = full;
+    if (job->mask) {
+      const NextMask::State state = masks_.state(*job->mask);
+      if (state == NextMask::State::kComplete && job->admitted_at) {
+        complete_now.push_back(job.get());
+        continue;
+      }
+      job->awaits_mask = job->awaits_mask && state == NextMask::State::kPending;
+    }
+    job->sequence.paused = full || job->awaits_mask;
     if (!full) {
       job->paused_at.reset();
     } else if (!job->paused_at) {
@@ -291,9 +307,10 @@ bool Engine::expire_jobs() {
     }
   }
   for (Job* job : cancelled) finish(job, ErrorCode::kCancelled, "the job was cancelled");
+  for (Job* job : complete_now) complete(job, StopReason::kEos, job->text.finish());
   for (Job* job : late) finish(job, ErrorCode::kInferenceTimeout, "the job's time limit passed");
   for (Job* job : slow) finish(job, ErrorCode::kSlowConsumer, "the stream's reader took nothing for too long");
-  return !(cancelled.empty() && late.empty() && slow.empty());
+  return !(cancelled.empty() && late.empty() && slow.empty() && complete_now.empty());
 }
 
 // When something may have to be done although no step is running: a deadline, or a look at a paused reader.
@@ -342,11 +359,27 @@ bool Engine::step() {
     fail_largest(error.what());
     return true;
   }
+  // A job whose mask is late has its last token computed again, with the same result, once the mask is there.
+  for (size_t i = 0, next = 0; i < scheduled_.size() && next < sampled_.size(); ++i) {
+    if (scheduled_[i] != sampled_[next]) continue;
+    if (mask_states_[next] == NextMask::State::kPending) --plan_.slices[i].num_rows;
+    ++next;
+  }
   scheduler_->commit(plan_, scheduled_);
   ++counters_.num_steps;
   counters_.last_batch_size = static_cast<int32_t>(scheduled_.size());
   counters_.batch_size.observe(static_cast<double>(scheduled_.size()));
-  for (size_t i = 0; i < sampled_.size(); ++i) handle_token(jobs_.at(sampled_[i]->id).get(), &samples_[i]);
+  for (size_t i = 0; i < sampled_.size(); ++i) {
+    Job* job = jobs_.at(sampled_[i]->id).get();
+    switch (mask_states_[i]) {
+      case NextMask::State::kTokens: handle_token(job, &samples_[i]); break;
+      case NextMask::State::kPending: job->awaits_mask = job->sequence.paused = true; break;
+      case NextMask::State::kComplete: complete(job, StopReason::kEos, job->text.finish()); break;
+      case NextMask::State::kFailed:
+        finish(job, ErrorCode::kInvalidRequest, "response_format: " + job->mask->error);
+        break;
+    }
+  }
   return true;
 }
 
@@ -355,15 +388,33 @@ void Engine::compute() {
   model_->forward(backend_.get(), plan_);
   sampled_.clear();
   sample_jobs_.clear();
+  mask_states_.clear();
   for (size_t i = 0; i < scheduled_.size(); ++i) {
     Sequence* sequence = scheduled_[i];
     if (plan_.slices[i].position + plan_.slices[i].num_rows != sequence->num_tokens()) continue;
     const Job& job = *jobs_.at(sequence->id);
     sampled_.push_back(sequence);
     sample_jobs_.push_back({&job.spec.sampling, &job.generated,
-                            static_cast<uint64_t>(sequence->num_tokens() - sequence->num_prompt_tokens)});
+                            static_cast<uint64_t>(sequence->num_tokens() - sequence->num_prompt_tokens), nullptr});
+  }
+  const Clock::time_point now = Clock::now();
+  for (size_t i = 0; i < sampled_.size(); ++i) {
+    Job* job = jobs_.at(sampled_[i]->id).get();
+    mask_states_.push_back(job->mask ? await_mask(job, now, sampled_.size() == 1) : NextMask::State::kTokens);
+    if (!job->mask) continue;
+    if (mask_states_[i] == NextMask::State::kTokens) {
+      sample_jobs_[i].mask = job->mask->bits.data();
+    } else {
+      sample_jobs_[i].params = &unused_draw_;  // the row is there, its draw is of no use
+    }
   }
   backend_->sample(sample_jobs_, &samples_);
+}
+
+// Masks are made while the step computes, and are nearly always there before it is over. One that is not holds up
+// others only so long: its job then computes again what it needs, when it is there.
+NextMask::State Engine::await_mask(Job* job, Clock::time_point now, bool alone) {
+  return masks_.wait(job->mask.get(), now + (alone ? kMaskPatienceAlone : kMaskPatience));
 }
 
 // A step had no memory (W-44). The job that asked the most of it ends, the latest of equals; nothing of the step was
@@ -416,6 +467,8 @@ void Engine::handle_token(Job* job, SampleResult* result) {
     std::string rest = job->text.finish();
     const StopReason reason = job->text.stopped() ? StopReason::kStopSequence : StopReason::kMaxTokens;
     complete(job, reason, std::move(rest));
+  } else if (job->mask) {
+    masks_.accept(job->mask, result->id);
   }
 }
 

@@ -81,6 +81,7 @@ class Engine {
   const EngineOptions& options() const { return options_; }
   const std::vector<std::string>& vocabulary() const { return vocabulary_; }
   int event_fd() const { return event_fd_; }
+  bool supports_grammars() const { return backend_->supports_masks(); }
 
   // Throws Error with kOverloaded, kKvCapacity, kContextLengthExceeded, kInvalidRequest or kUnavailable.
   std::shared_ptr<Job> submit(JobSpec spec);
@@ -115,6 +116,7 @@ class Engine {
   bool step();
   void compute();
   void fail_largest(const std::string& message);
+  NextMask::State await_mask(Job* job, Clock::time_point now, bool alone);
   void handle_token(Job* job, SampleResult* result);
   void finish(Job* job, ErrorCode code, const std::string& message);
   void complete(Job* job, StopReason reason, std::string rest);
@@ -159,10 +161,17 @@ class Engine {
   std::vector<Sequence*> sampled_;
   std::vector<SampleJob> sample_jobs_;
   std::vector<SampleResult> samples_;
+  const SamplingParams unused_draw_ = [] {
+    SamplingParams greedy;
+    greedy.temperature = 0;
+    return greedy;
+  }();
+  std::vector<NextMask::State> mask_states_;  // of sampled_; kTokens also for a job without a grammar
   std::vector<uint64_t> ready_now_;
   EngineStats counters_;
   int64_t num_steps_begun_ = 0;
 
+  MaskWorker masks_{[this] { wake(); }};
   std::mutex join_mutex_;
   std::thread thread_;  // last: starts when all else is ready
 };

@@ -14,6 +14,8 @@
 #include "core/sampling.h"
 #include "core/sha256.h"
 #include "engine/event_encoder.h"
+#include "engine/grammar.h"
+#include "engine/mask_worker.h"
 #include "engine/scheduler.h"
 #include "engine/text_output.h"
 
@@ -32,6 +34,7 @@ struct JobSpec {
   int64_t timeout_ms = 0;  // 0 for none
   std::string cache_salt;
   int32_t priority = 0;
+  std::shared_ptr<const Grammar> grammar;  // what the answer must be; null for anything
   bool separate_events = false;  // text that was released on its own stays an event of its own, also while it waits
 };
 
@@ -79,6 +82,8 @@ class Job {
   Sequence sequence;
   TextOutput text;
   std::vector<TokenCount> generated;  // kept only if penalties need it
+  std::shared_ptr<NextMask> mask;     // with a grammar
+  bool awaits_mask = false;           // computes nothing until its mask is there
   Clock::time_point submitted_at;
   std::optional<Clock::time_point> deadline;
   std::optional<Clock::time_point> admitted_at;

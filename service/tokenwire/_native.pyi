@@ -271,6 +271,30 @@ class Job:
     @property
     def num_tokens_out(self) -> int: ...
 
+class Grammar:
+    """A compiled grammar, for any number of jobs of the engine whose vocabulary it was compiled for."""
+
+class GrammarCompiler:
+    """Compiles grammars with the llguidance library.
+
+    Args:
+        library: a file that exports llguidance's C interface.
+        vocabulary, stop_token_ids: as the engine has them.
+
+    Raises:
+        EngineError: UNAVAILABLE if the library cannot be used.
+    """
+
+    def __init__(self, library: str, vocabulary: Sequence[bytes], stop_token_ids: Sequence[int]) -> None: ...
+    @property
+    def version(self) -> str: ...
+    def compile(self, kind: str, text: str) -> Grammar:
+        """Compiles a `json_schema` or a `regex`.
+
+        Raises:
+            EngineError: INVALID_REQUEST, with one line for the grammar's author.
+        """
+
 class Engine:
     """Loads a model and runs the token loop on its own thread.
 
@@ -301,6 +325,9 @@ class Engine:
     def options(self) -> EngineOptions:
         """Those it was given, with every 0 replaced by what was chosen."""
     @property
+    def supports_grammars(self) -> bool:
+        """Whether jobs on this device may have a grammar."""
+    @property
     def event_fd(self) -> int:
         """Becomes readable when at least one job has output; `take_ready` clears it. At most one wake-up a step."""
     def submit(
@@ -325,6 +352,7 @@ class Engine:
         cache_salt: bytes,
         separate_events: bool = False,
         priority: int = 0,
+        grammar: Grammar | None = None,
     ) -> Job:
         """Queues a job. Its first event is `started`.
 
@@ -337,6 +365,7 @@ class Engine:
             separate_events: tokens that were ready at different times are never merged into one event, so that where
                 events begin and end depends on the request alone.
             priority: its class; higher ones are admitted first.
+            grammar: what the answer must be.
 
         Raises:
             EngineError: OVERLOADED, KV_CAPACITY, CONTEXT_LENGTH_EXCEEDED, INVALID_REQUEST, or UNAVAILABLE once stopped.

@@ -24,6 +24,7 @@ from tokenwire._version import __version__
 from tokenwire.config import Settings
 from tokenwire.engine import AsyncEngine, JobSpec
 from tokenwire.engine.async_engine import EngineFailure, watch_engine
+from tokenwire.engine.grammars import Grammars
 from tokenwire.errors import NoDeviceError, TokenwireError
 from tokenwire.observe.log_file import flush_log_files, open_log_file, reopen_log_files
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
@@ -281,7 +282,14 @@ def _serving(settings: Settings, engine: AsyncEngine, model: LoadedModel) -> Ser
         sm=model.sm,
         cuda_runtime_version=model.cuda_runtime_version,
     )
-    return Serving(engine, model.text, limits, facts)
+    grammars = None
+    if model.grammar_compiler is not None:
+        grammars = Grammars(
+            model.grammar_compiler,
+            timeout_s=settings.grammar_timeout_ms / 1000,
+            max_entries=settings.grammar_cache_entries,
+        )
+    return Serving(engine, model.text, limits, facts, grammars)
 
 
 async def _until_drained(

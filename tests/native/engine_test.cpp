@@ -189,6 +189,55 @@ void check_settled(Engine* engine) {
   CHECK_EQ(stats.used_blocks, 0);
 }
 
+// A language of `length` words of four letters: after each token, those that are `step` apart from the one before, modulo
+// four. A mask takes `delay` to make; number `fails_at` cannot be made.
+class SlowGrammar final : public tw::Grammar {
+ public:
+  explicit SlowGrammar(int32_t length, std::chrono::microseconds delay = {}, int32_t fails_at = -1)
+      : place_(length, delay, fails_at) {}
+
+  std::unique_ptr<tw::Constraint> start() const override { return std::make_unique<Place>(place_); }
+
+ private:
+  class Place final : public tw::Constraint {
+   public:
+    Place(int32_t length, std::chrono::microseconds delay, int32_t fails_at)
+        : length_(length), delay_(delay), fails_at_(fails_at) {}
+    Next next(std::vector<uint32_t>* mask) override {
+      std::this_thread::sleep_for(delay_);
+      if (num_tokens_ == fails_at_) throw tw::Error(ErrorCode::kInvalidRequest, "too much");
+      if (num_tokens_ == length_) return Next::kComplete;
+      mask->assign((kVocab + 31) / 32, 0);
+      for (int32_t id = 1 + (last_ + 1) % 4; id < kVocab; id += 4) {
+        (*mask)[static_cast<size_t>(id / 32)] |= uint32_t{1} << (id % 32);
+      }
+      return Next::kTokens;
+    }
+    void accept(int32_t token) override {
+      if ((token - 1) % 4 != (last_ + 1) % 4) throw tw::Error(ErrorCode::kInternal, "outside the mask");
+      last_ = token;
+      ++num_tokens_;
+    }
+
+   private:
+    int32_t length_;
+    std::chrono::microseconds delay_;
+    int32_t fails_at_;
+    int32_t last_ = 0;
+    int32_t num_tokens_ = 0;
+  };
+
+  const Place place_;
+};
+
+JobSpec constrained_spec(uint32_t seed, int32_t length, std::chrono::microseconds delay = {}) {
+  JobSpec spec = random_spec(seed);
+  spec.stops.clear();
+  spec.max_tokens = 30;
+  spec.grammar = std::make_shared<SlowGrammar>(length, delay);
+  return spec;
+}
+
 }  // namespace
 
 TEST(many_threads_get_what_one_gets_alone) {
@@ -386,4 +435,78 @@ TEST(slow_readers_and_late_jobs_end_with_their_own_errors) {
   CHECK_EQ(answer.error, std::string("SLOW_CONSUMER"));
   CHECK_EQ(answer.num_tokens, 2u);
   check_settled(engine.get());
+}
+
+TEST(a_grammar_bounds_the_answer_and_ends_it) {
+  const std::vector<std::string> words = vocabulary();
+  const auto engine = make_engine(1, 20);
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    const Answer answer = read_to_end(engine->submit(constrained_spec(seed, 12)).get(), words);
+    CHECK_EQ(answer.error, std::string());
+    CHECK_EQ(answer.num_tokens, 12u);
+    CHECK(answer.reason == tw::StopReason::kEos);
+    JobSpec cut = constrained_spec(seed, 12);
+    cut.max_tokens = 12;
+    CHECK(read_to_end(engine->submit(cut).get(), words).reason == tw::StopReason::kMaxTokens);
+  }
+  const Answer nothing = read_to_end(engine->submit(constrained_spec(1, 0)).get(), words);
+  CHECK_EQ(nothing.error, std::string());
+  CHECK_EQ(nothing.num_tokens, 0u);
+  check_settled(engine.get());
+}
+
+TEST(masks_that_are_late_change_no_byte_and_hold_up_nobody_else) {
+  const std::vector<std::string> words = vocabulary();
+  constexpr uint32_t kJobs = 24;
+  const auto quiet = make_engine(1, 64);
+  std::vector<Answer> expected;
+  for (uint32_t i = 0; i < kJobs; ++i) {
+    JobSpec spec = i % 2 == 0 ? constrained_spec(i, 20) : random_spec(i);
+    expected.push_back(read_to_end(quiet->submit(spec).get(), words));
+  }
+  EngineOptions options;
+  options.max_batch_tokens = 24;
+  const auto busy = make_engine(2, 20, options);
+  std::vector<std::shared_ptr<Job>> jobs;
+  for (uint32_t i = 0; i < kJobs; ++i) {
+    // From always in time to far beyond what a step waits for.
+    const std::chrono::microseconds delay(i % 4 == 0 ? 0 : 500 * (i % 12));
+    jobs.push_back(busy->submit(i % 2 == 0 ? constrained_spec(i, 20, delay) : random_spec(i)));
+  }
+  for (uint32_t i = 0; i < kJobs; ++i) CHECK(read_to_end(jobs[i].get(), words) == expected[i]);
+  CHECK(busy->stats().num_preemptions > 0);
+  check_settled(busy.get());
+
+  // Beside a mask that takes a second, another job takes what it takes alone.
+  const auto slow = busy->submit(constrained_spec(1, 4, std::chrono::seconds(1)));
+  JobSpec other = random_spec(3);
+  other.stops.clear();
+  const Answer answer = read_to_end(busy->submit(other).get(), words);
+  CHECK_EQ(answer.error, std::string());
+  CHECK_EQ(slow->num_tokens_out(), 0u);
+  slow->cancel();
+  busy->wake();
+  CHECK_EQ(read_to_end(slow.get(), words).error, std::string("CANCELLED"));
+  check_settled(busy.get());
+}
+
+TEST(a_mask_that_cannot_be_made_ends_its_own_job_only) {
+  const std::vector<std::string> words = vocabulary();
+  const auto engine = make_engine(1, 20);
+  JobSpec spec = constrained_spec(1, 12);
+  spec.grammar = std::make_shared<SlowGrammar>(12, std::chrono::microseconds(0), 5);
+  const auto good = engine->submit(constrained_spec(2, 12));
+  const Answer answer = read_to_end(engine->submit(spec).get(), words);
+  CHECK_EQ(answer.error, std::string("INVALID_REQUEST"));
+  CHECK_EQ(answer.num_tokens, 5u);
+  CHECK_EQ(read_to_end(good.get(), words).num_tokens, 12u);
+  check_settled(engine.get());
+}
+
+TEST(an_engine_may_stop_while_masks_are_made) {
+  for (int round = 0; round < 10; ++round) {
+    const auto engine = make_engine(1, 20);
+    for (uint32_t i = 0; i < 4; ++i) engine->submit(constrained_spec(i, 12, std::chrono::milliseconds(3)));
+    std::this_thread::sleep_for(std::chrono::milliseconds(round));
+  }
 }

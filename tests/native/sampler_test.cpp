@@ -16,8 +16,8 @@ using namespace tw::cpu;
 
 struct Sampler {
   SampleResult operator()(std::vector<float> logits, const SamplingParams& params, uint64_t index = 0,
-                          const std::vector<TokenCount>& generated = {}) {
-    const SampleJob job = {&params, &generated, index};
+                          const std::vector<TokenCount>& generated = {}, const std::vector<uint32_t>& mask = {}) {
+    const SampleJob job = {&params, &generated, index, mask.empty() ? nullptr : mask.data()};
     return sample_row(kernels_for(select_isa()), logits.data(), static_cast<int32_t>(logits.size()), job, &scratch);
   }
   // The ids that come up in many draws.
@@ -179,4 +179,67 @@ TEST(logits_that_are_not_finite_give_no_token) {
   CHECK(!sample({1, std::nanf(""), 2}, params).finite);
   params.logit_bias = {{0, HUGE_VALF}};
   CHECK(!sample({1, 2}, params).finite);
+}
+
+TEST(no_token_outside_the_mask_is_ever_drawn) {
+  Sampler sample;
+  std::vector<float> logits(100, 0.0f);
+  for (int32_t id = 0; id < 100; ++id) logits[static_cast<size_t>(id)] = static_cast<float>(id % 7) - 3.0f;
+  logits[2] = 80.0f;  // by far the largest, and not allowed
+  const std::vector<uint32_t> mask = {1u << 5 | 1u << 31, 0, 1u << 1, 1u << 3};
+  const Ids allowed = {5, 31, 65, 99};
+  SamplingParams params;
+  params.logit_bias = {{3, 100.0f}, {65, 1.0f}};
+  for (const int32_t top_k : {0, 1, 3, 50}) {
+    for (const float top_p : {1.0f, 0.9999999f, 0.5f}) {
+      for (const float min_p : {0.0f, 0.1f}) {
+        params.top_k = top_k;
+        params.top_p = top_p;
+        params.min_p = min_p;
+        for (uint64_t i = 0; i < 300; ++i) CHECK(allowed.count(sample(logits, params, i, {}, mask).id) == 1);
+      }
+    }
+  }
+  params.temperature = 0;
+  CHECK_EQ(sample(logits, params, 0, {}, mask).id, 5);
+}
+
+TEST(a_mask_leaves_the_distribution_of_what_it_allows) {
+  Sampler sample;
+  SamplingParams params;
+  const std::vector<uint32_t> mask = {0b1011};
+  std::map<int32_t, int> counts;
+  constexpr int kDraws = 20000;
+  for (uint64_t i = 0; i < kDraws; ++i) ++counts[sample(logs({0.1, 0.2, 0.3, 0.4}), params, i, {}, mask).id];
+  CHECK_EQ(counts[2], 0);
+  CHECK(std::abs(counts[0] / double{kDraws} - 0.1 / 0.7) < 0.015);
+  CHECK(std::abs(counts[1] / double{kDraws} - 0.2 / 0.7) < 0.015);
+  CHECK(std::abs(counts[3] / double{kDraws} - 0.4 / 0.7) < 0.015);
+}
+
+TEST(a_mask_that_allows_all_changes_nothing) {
+  Sampler sample;
+  std::vector<float> logits;
+  for (int32_t id = 0; id < 70; ++id) logits.push_back(std::sin(static_cast<float>(id) * 1.7f) * 3.0f);
+  const std::vector<uint32_t> all = {~0u, ~0u, ~0u};
+  SamplingParams params;
+  for (const float top_p : {1.0f, 0.8f}) {
+    params.top_p = top_p;
+    for (uint64_t i = 0; i < 500; ++i) CHECK_EQ(sample(logits, params, i, {}, all).id, sample(logits, params, i).id);
+  }
+}
+
+TEST(logprobs_and_penalties_know_the_whole_vocabulary) {
+  Sampler sample;
+  SamplingParams params;
+  params.temperature = 0;
+  params.num_logprobs = 2;
+  params.presence_penalty = 2.0f;
+  const std::vector<float> logits = logs({0.5, 0.25, 0.125, 0.125});
+  const std::vector<uint32_t> mask = {0b1110};
+  const SampleResult result = sample(logits, params, 1, {{1, 1}}, mask);
+  CHECK_EQ(result.id, 2);
+  CHECK(std::abs(result.logprob - std::log(0.125f)) < 1e-4f);
+  CHECK_EQ(result.top[0].id, 0);
+  CHECK(std::abs(result.top[0].logprob - std::log(0.5f)) < 1e-4f);
 }

@@ -113,6 +113,7 @@ def load(settings: Settings, on_progress: ProgressCallback) -> Any:
         cuda_runtime_version="",
         sizes={},
         warnings=("an oddity",),
+        grammar_compiler=None,
     )
 
 

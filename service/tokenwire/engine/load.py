@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenwire import _native
 from tokenwire.config import Settings
 from tokenwire.engine.device import DeviceChoice, choose_device
+from tokenwire.engine.grammars import CompilerFactory, find_grammar_compiler
 from tokenwire.engine.native import NativeEngine
 from tokenwire.errors import NoDeviceError, TokenwireError
 from tokenwire.models import resolve
@@ -31,6 +32,7 @@ class LoadedModel:
         cuda_runtime_version: such as `13.0`; empty for the CPU.
         sizes: what was chosen for the device, for the log.
         warnings: oddities of its files, for the log.
+        grammar_compiler: makes what compiles response formats; None where the device or an installation has none.
     """
 
     native: NativeEngine
@@ -49,6 +51,7 @@ class LoadedModel:
     cuda_runtime_version: str
     sizes: Mapping[str, int]
     warnings: tuple[str, ...]
+    grammar_compiler: CompilerFactory | None = None
 
 
 def load_model(settings: Settings, on_progress: Callable[[int], None]) -> LoadedModel:
@@ -108,6 +111,9 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
             "workspace_bytes": stats.workspace_bytes,
         },
         warnings=text.warnings,
+        grammar_compiler=(
+            find_grammar_compiler(vocabulary, tokenizer.stop_token_ids) if engine.supports_grammars else None
+        ),
     )
 
 

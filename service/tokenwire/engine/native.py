@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class NativeOutcome(Protocol):
@@ -128,6 +128,7 @@ class NativeEngine(Protocol):
         cache_salt: bytes,
         separate_events: bool,
         priority: int = 0,
+        grammar: Any = None,
     ) -> NativeJob: ...
     def take_ready(self) -> list[int]: ...
     def fail_all(self, code: str, message: str) -> int: ...

@@ -44,6 +44,7 @@ class JobSpec:
     cache_salt: bytes = b""
     separate_events: bool = False
     priority: int = 0
+    grammar: object | None = None
 
 
 class CancelOutcome(enum.Enum):
@@ -122,6 +123,7 @@ class JobStream:
                 cache_salt=spec.cache_salt,
                 separate_events=spec.separate_events,
                 priority=spec.priority,
+                grammar=spec.grammar,
             )
         except Exception as error:
             if not hasattr(error, "code"):

@@ -24,14 +24,13 @@ from tokenwire.rpc import convert
 from tokenwire.rpc.boundary import Context, is_past_deadline, time_remaining
 from tokenwire.rpc.detached import DetachedJobs, DetachLimits
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
+from tokenwire.rpc.response_format import compile_format
 from tokenwire.rpc.validate import RawRequest, check_attach, check_job_id, check_request, fit_context
 from tokenwire.security.guard import current_admission, revoked_error
 from tokenwire.text.errors import TextError
 from tokenwire.v1 import inference_pb2 as pb
 
 T = TypeVar("T")
-
-NO_FORMATS = "this worker has no structured output"
 
 
 class InferenceServicer:
@@ -57,9 +56,7 @@ class InferenceServicer:
         arrived = time.monotonic()
         serving = self._state.require_serving()
         raw = convert.raw_request(request, serving.limits)
-        also = (
-            [] if raw.response_format is None else [raw.response_format.violation("UNSUPPORTED", "unset", NO_FORMATS)]
-        )
+        grammar, also = await compile_format(raw.response_format, serving.limits.max_grammar_bytes, serving.grammars)
         check = functools.partial(check_request, raw, serving.limits, serving.text.count_tokens, also)
         await self._in_pool(check) if raw.stop else check()
         # The id is live before the prompt is tokenised, so that Cancel and duplicates meet it from here on.
@@ -70,7 +67,7 @@ class InferenceServicer:
             admission.on_revoked(functools.partial(stream.fail, revoked_error))
             bind_context(job_id=raw.job_id, model=serving.facts.name, device=serving.facts.device)
             prompt_ids = await self._encode(serving, raw)
-            spec = self._spec(serving, raw, prompt_ids, arrived, context)
+            spec = self._spec(serving, raw, prompt_ids, grammar, arrived, context)
             admission.reserve_tokens(len(prompt_ids) + spec.max_tokens)
             resources.callback(lambda: admission.settle_tokens(len(prompt_ids) + stream.tokens_out))
             serving.engine.start(stream, spec)
@@ -171,6 +168,7 @@ class InferenceServicer:
         serving: Serving,
         raw: RawRequest,
         prompt_ids: list[int],
+        grammar: object | None,
         arrived: float,
         context: Context,
     ) -> JobSpec:
@@ -200,6 +198,7 @@ class InferenceServicer:
             separate_events=raw.detach,
             cache_salt=current_admission().principal.cache_salt((raw.cache_salt or "").encode()),
             priority=raw.priority or 0,
+            grammar=grammar,
         )
 
     def _timeout_ms(self, raw: RawRequest, arrived: float, context: Context) -> int:

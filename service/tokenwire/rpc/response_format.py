@@ -1,4 +1,4 @@
-"""A request's response format: what can be said of it without compiling it."""
+"""A request's response format: what can be said of it without compiling it, and compiling it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tokenwire.bounds import GRAMMARS, MAX_GRAMMAR_DEPTH
+from tokenwire.engine.grammars import GrammarError, Grammars
 from tokenwire.errors import FieldViolation
+
+# How the answer to a JSON schema is spaced, unless the schema says otherwise: without a rule, a model may go on with
+# white space for ever.
+_GUIDANCE = "x-guidance"
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,32 @@ def check_format(wanted: ResponseFormat | None, max_bytes: int) -> Iterator[Fiel
         yield wanted.violation("GRAMMAR_INVALID", "no_nul", "must not hold U+0000; write it as an escape")
     elif wanted.kind == "json_schema":
         yield from _check_schema(wanted)
+
+
+async def compile_format(
+    wanted: ResponseFormat | None, max_bytes: int, grammars: Grammars | None
+) -> tuple[object | None, list[FieldViolation]]:
+    """The compiled format for the engine, or what is wrong with it; neither if `check_format` has violations to tell.
+
+    Raises:
+        TokenwireError: OVERLOADED.
+    """
+    if wanted is None:
+        return None, []
+    if grammars is None:
+        return None, [wanted.violation("UNSUPPORTED", "unset", "this worker has no structured output")]
+    if any(check_format(wanted, max_bytes)):
+        return None, []
+    try:
+        return await grammars.get(wanted.kind, _spaced(wanted) if wanted.kind == "json_schema" else wanted.text), []
+    except GrammarError as error:
+        reason = "GRAMMAR_TOO_COMPLEX" if error.too_complex else "GRAMMAR_INVALID"
+        return None, [wanted.violation(reason, "compiles", f"cannot be compiled: {error}")]
+
+
+def _spaced(wanted: ResponseFormat) -> str:
+    schema = json.loads(wanted.text)
+    return json.dumps({_GUIDANCE: _SPACING, **schema})
 
 
 def _check_schema(wanted: ResponseFormat) -> Iterator[FieldViolation]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tokenwire.engine import AsyncEngine
+from tokenwire.engine.grammars import Grammars
 from tokenwire.errors import TokenwireError
 from tokenwire.observe.collect import Snapshot, WorkerMetrics
 from tokenwire.rpc.validate import Limits
@@ -58,6 +59,7 @@ class Serving:
     text: Text
     limits: Limits
     facts: ModelFacts
+    grammars: Grammars | None = None
 
 
 @dataclass(frozen=True, slots=True)
