@@ -228,7 +228,8 @@ void bind_engine(py::module_& module) {
            py::arg("max_tokens"), py::arg("temperature"), py::arg("top_p"), py::arg("top_k"), py::arg("min_p"),
            py::arg("repetition_penalty"), py::arg("frequency_penalty"), py::arg("presence_penalty"),
            py::arg("logit_bias"), py::arg("logprobs"), py::arg("stop"), py::arg("seed"), py::arg("timeout_ms"),
-           py::arg("cache_salt"), py::arg("separate_events") = false, py::arg("priority") = 0, py::arg("grammar") = py::none())
+           py::arg("cache_salt"), py::arg("separate_events") = false, py::arg("priority") = 0,
+           py::arg("grammar") = py::none())
       .def("take_ready", &Engine::take_ready, unlocked)
       .def(
           "fail_all",

@@ -35,8 +35,8 @@ struct SampleJob {
   const SamplingParams* params = nullptr;
   const std::vector<TokenCount>* generated = nullptr;  // distinct generated tokens; read only if has_penalties()
   uint64_t token_index = 0;                            // the draw's counter: index of the token to be drawn
-  // Tokens that may be drawn: bit i % 32 of word i / 32 for token i; at least one. Null: all. A device whose backend says
-  // supports_masks() reads it.
+  // Tokens that may be drawn: bit i % 32 of word i / 32 for token i; at least one. Null: all. A device whose backend
+  // says supports_masks() reads it.
   const uint32_t* mask = nullptr;
 };
 

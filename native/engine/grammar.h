@@ -16,9 +16,9 @@ class Constraint {
   };
 
   virtual ~Constraint() = default;
-  // What may follow the tokens accepted so far. In `mask` [⌈vocab_size / 32⌉], bit i % 32 of word i / 32 is set for each
-  // token i that may come next; where the answer may end, the end-of-generation tokens are among them. Throws Error with
-  // kInvalidRequest if the language asks for more work or memory than it may.
+  // What may follow the tokens accepted so far. In `mask` [⌈vocab_size / 32⌉], bit i % 32 of word i / 32 is set for
+  // each token i that may come next; where the answer may end, the end-of-generation tokens are among them. Throws
+  // Error with kInvalidRequest if the language asks for more work or memory than it may.
   virtual Next next(std::vector<uint32_t>* mask) = 0;
   // Goes on by a token that the last mask had.
   virtual void accept(int32_t token) = 0;

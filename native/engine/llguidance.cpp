@@ -66,6 +66,7 @@ constexpr size_t kMaxReasonBytes = 200;
 // What went wrong, in one line for the grammar's author: of a message in several lines the one that names the error.
 std::string one_line(std::string text) {
   if (text.rfind("panic", 0) == 0) return "it is not supported";
+  if (text.rfind("NoExtension", 0) == 0) return "no text can satisfy it";
   constexpr const char* kMark = "\nerror: ";
   const size_t named = text.rfind(kMark);
   if (named != std::string::npos) text.erase(0, named + std::char_traits<char>::length(kMark));
@@ -165,8 +166,8 @@ class Tokenizer {
     std::string bytes;
     for (size_t id = 0; id < vocabulary.size(); ++id) {
       // An end-of-generation token is no text, whatever it spells.
-      const bool stops = std::find(stop_token_ids.begin(), stop_token_ids.end(), static_cast<int32_t>(id)) !=
-                         stop_token_ids.end();
+      const bool stops =
+          std::find(stop_token_ids.begin(), stop_token_ids.end(), static_cast<int32_t>(id)) != stop_token_ids.end();
       lengths.push_back(stops ? 0 : static_cast<uint32_t>(vocabulary[id].size()));
       if (!stops) bytes += vocabulary[id];
     }
@@ -238,7 +239,7 @@ class Matcher final : public Constraint {
     if (library.compute_mask(handle_, mask->data(), mask->size() * sizeof(uint32_t)) != 0) check();
     if (std::any_of(mask->begin(), mask->end(), [](uint32_t word) { return word != 0; })) return Next::kTokens;
     if (library.is_accepting(handle_)) return Next::kComplete;
-    throw Error(ErrorCode::kInvalidRequest, "no token of the model can go on from here");
+    throw Error(ErrorCode::kInvalidRequest, "no text can satisfy it");
   }
 
   void accept(int32_t token) override {

@@ -59,7 +59,7 @@ NextMask::State MaskWorker::compute(NextMask* mask) {
     if (!mask->constraint) mask->constraint = mask->grammar->start();
     if (mask->accepted) mask->constraint->accept(*std::exchange(mask->accepted, std::nullopt));
     return mask->constraint->next(&mask->bits) == Constraint::Next::kTokens ? NextMask::State::kTokens
-                                                                           : NextMask::State::kComplete;
+                                                                            : NextMask::State::kComplete;
   } catch (const std::exception& error) {
     mask->error = error.what();
     return NextMask::State::kFailed;

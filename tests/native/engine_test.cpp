@@ -189,8 +189,8 @@ void check_settled(Engine* engine) {
   CHECK_EQ(stats.used_blocks, 0);
 }
 
-// A language of `length` words of four letters: after each token, those that are `step` apart from the one before, modulo
-// four. A mask takes `delay` to make; number `fails_at` cannot be made.
+// A language of `length` words of four letters: after each token, those that are `step` apart from the one before,
+// modulo four. A mask takes `delay` to make; number `fails_at` cannot be made.
 class SlowGrammar final : public tw::Grammar {
  public:
   explicit SlowGrammar(int32_t length, std::chrono::microseconds delay = {}, int32_t fails_at = -1)

@@ -15,6 +15,7 @@ import pytest
 
 from tokenwire.config import load_settings
 from tokenwire.engine import AsyncEngine
+from tokenwire.engine.grammars import Grammars
 from tokenwire.engine.load import LoadedModel, load_model
 from tokenwire.models import resolve
 from tokenwire.rpc.server import build_server
@@ -72,7 +73,8 @@ async def real(model: LoadedModel) -> AsyncIterator[RealWorker]:
     facts = ModelFacts(
         model.name, model.quant_kind, model.tokenizer_kind, model.vocab_size, model.context_length, model.device
     )
-    state = WorkerState(serving=Serving(engine, model.text, limits, facts), phase=Phase.READY)
+    grammars = Grammars(model.grammar_compiler, timeout_s=30, max_entries=4) if model.grammar_compiler else None
+    state = WorkerState(serving=Serving(engine, model.text, limits, facts, grammars), phase=Phase.READY)
     with ThreadPoolExecutor(2) as pool:
         server = build_server(load_settings(environ={}), state, pool)
         port = server.add_insecure_port("127.0.0.1:0")
@@ -82,6 +84,8 @@ async def real(model: LoadedModel) -> AsyncIterator[RealWorker]:
             yield worker
         await server.stop(None)
         await worker.assert_idle_and_balanced()
+    if grammars is not None:
+        grammars.close()
     asyncio.get_running_loop().remove_reader(model.native.event_fd)
 
 

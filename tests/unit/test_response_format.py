@@ -21,7 +21,13 @@ def refused(kind: str, text: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [("regex", "a"), ("regex", "x" * MAX_BYTES), ("json_schema", "{}"), ("json_schema", nested(MAX_GRAMMAR_DEPTH))],
+    [
+        ("regex", "a"),
+        ("regex", "a\\\\"),
+        ("regex", "x" * MAX_BYTES),
+        ("json_schema", "{}"),
+        ("json_schema", nested(MAX_GRAMMAR_DEPTH)),
+    ],
 )
 def test_what_can_be_compiled_passes(kind: str, text: str) -> None:
     assert refused(kind, text) == []
@@ -34,6 +40,8 @@ def test_what_can_be_compiled_passes(kind: str, text: str) -> None:
         ("regex", "x" * (MAX_BYTES + 1), "GRAMMAR_TOO_COMPLEX"),
         ("regex", "é" * (MAX_BYTES // 2 + 1), "GRAMMAR_TOO_COMPLEX"),
         ("regex", "a\0b", "GRAMMAR_INVALID"),
+        ("regex", "a\\", "GRAMMAR_INVALID"),
+        ("regex", "\\\\\\", "GRAMMAR_INVALID"),
         ("json_schema", "", "NON_EMPTY"),
         ("json_schema", "{", "GRAMMAR_INVALID"),
         ("json_schema", "[]", "GRAMMAR_INVALID"),

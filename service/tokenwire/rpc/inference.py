@@ -23,8 +23,8 @@ from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import convert
 from tokenwire.rpc.boundary import Context, is_past_deadline, time_remaining
 from tokenwire.rpc.detached import DetachedJobs, DetachLimits
-from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
 from tokenwire.rpc.response_format import compile_format
+from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
 from tokenwire.rpc.validate import RawRequest, check_attach, check_job_id, check_request, fit_context
 from tokenwire.security.guard import current_admission, revoked_error
 from tokenwire.text.errors import TextError

@@ -52,6 +52,8 @@ def check_format(wanted: ResponseFormat | None, max_bytes: int) -> Iterator[Fiel
         yield wanted.violation("NON_EMPTY", "non_empty", "must not be empty")
     elif "\0" in wanted.text:
         yield wanted.violation("GRAMMAR_INVALID", "no_nul", "must not hold U+0000; write it as an escape")
+    elif wanted.kind == "regex" and (len(wanted.text) - len(wanted.text.rstrip("\\"))) % 2:
+        yield wanted.violation("GRAMMAR_INVALID", "escape", "must not end in the middle of an escape")
     elif wanted.kind == "json_schema":
         yield from _check_schema(wanted)
 
