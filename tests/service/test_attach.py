@@ -329,6 +329,8 @@ async def test_a_job_that_nobody_comes_back_to_is_stopped_after_its_grace(detach
     assert await asyncio.to_thread(worker.fake.jobs[0].cancelled.wait, 20)
     await until(lambda: worker.engine.num_live == 0)
     assert (await collect(attach(worker)))[1] is grpc.StatusCode.NOT_FOUND
+    now = worker.state.snapshot()
+    assert (now.detached_jobs, now.detached_bytes) == (0, 0)
 
 
 async def test_a_job_that_is_read_needs_no_grace(detaching: Any, request_of: Request) -> None:
@@ -393,6 +395,9 @@ async def test_many_finished_jobs_stay_below_the_total(start_worker: Any, reques
     for n in range(5):  # 400 kB each
         call = worker.stub.Execute(request_of(f"job-{n}", detach=True, attach_token=TOKEN))
         assert text_of((await collect(call))[0]) == "".join(words)
+    now = worker.state.snapshot()
+    assert now.detached_jobs == 2
+    assert 800_000 < now.detached_bytes <= 10**6
     kept = [(await collect(attach(worker, job_id=f"job-{n}")))[1] is grpc.StatusCode.OK for n in range(5)]
     assert kept == [False, False, False, True, True]
 

@@ -280,6 +280,14 @@ def test_a_forgotten_job_is_generated_anew_with_its_seed(worker: Worker, known: 
     assert tokens[1].index == known
 
 
+def test_a_worker_that_is_still_loading_is_asked_again_for_the_job_itself(worker: Worker) -> None:
+    loading = refuses(code_pb2.UNAVAILABLE, "UNAVAILABLE", retry_info(0.001))
+    again = sends(started(), token(0, 2), token(2, 5), *ending())
+    play(worker, breaks(started(), token(0, 2)), NOT_FOUND, loading, loading, again)
+    assert Generation.from_events(run(worker, detach=True)).text == "".join(WORDS)
+    assert methods(worker) == ["Execute", "Attach", "Execute", "Execute", "Execute"]
+
+
 def test_an_answer_generated_anew_that_differs_is_told(worker: Worker) -> None:
     first = breaks(started(), token(0, 2))
     others: list[list[pb.ExecuteEvent]] = [

@@ -55,7 +55,8 @@ class Session:
         # Of a stream that is read from its first token: everything that was handed out, to check what follows.
         self._ids_hash = hashlib.sha256() if self.next_index == 0 else None
         self._num_chars = 0
-        # Where the present call is: index of its next token, and characters of text before that.
+        # Where the present call is: whether it gave an event, index of its next token, and characters before that.
+        self._call_began = False
         self._call_index = self.next_index
         self._call_chars = 0
 
@@ -89,6 +90,7 @@ class Session:
             raise
 
     def _receive(self, message: pb.ExecuteEvent) -> None:
+        self._call_began = True
         event = event_from_proto(message)
         if isinstance(event, Started):
             self._receive_started(event)
@@ -132,6 +134,7 @@ class Session:
             self._flush_metrics()
             raise error
         self._metrics = None
+        self._call_began = False
         self.num_calls += 1
         return wait_s
 
@@ -179,6 +182,9 @@ class Session:
         refused_first = self._started is None and self._starts == 1 and isinstance(self.request, pb.ExecuteRequest)
         if refused_first and not is_broken(error):
             return self._start_again(error)
+        if isinstance(self.request, pb.ExecuteRequest) and not self._call_began and error.retry_after_s is not None:
+            # The worker is not ready, and there is nothing to attach to.
+            return self._policy.wait_s(self._failures, retry_after_s)
         if error.code == "ALREADY_EXISTS" or is_resumable(error):
             self._send_attach()
             # After a connection that worked the first try is at once.

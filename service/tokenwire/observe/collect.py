@@ -90,6 +90,8 @@ class Snapshot:
     device: str
     quant_kind: str
     engine: EngineCounts | None
+    detached_jobs: int = 0
+    detached_bytes: int = 0
 
 
 class WorkerMetrics:
@@ -160,6 +162,8 @@ class _ScrapeCollector(Collector):
         yield _gauge(declared.LOAD, now.load_percent / 100)
         yield _gauges(declared.INFO, {(__version__, now.model, now.device, now.quant_kind): 1.0})
         yield _gauge(declared.AGENTS_ACTIVE, 0.0)
+        yield _gauge(declared.DETACHED_JOBS, now.detached_jobs)
+        yield _gauge(declared.DETACHED_BYTES, now.detached_bytes)
         yield _counter(declared.LOG_LINES_DROPPED, num_lines_dropped())
         if now.engine is not None:
             yield from _engine_metrics(now.engine, now.device)

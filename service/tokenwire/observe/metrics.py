@@ -164,6 +164,12 @@ VRAM = Declaration(
 AGENTS_ACTIVE = Declaration(
     PREFIX + "agents_active", "gauge", "Named sessions on the device; 0 while there are none to name.", "state"
 )
+DETACHED_JOBS = Declaration(
+    PREFIX + "detached_jobs", "gauge", "Detached jobs that can be attached to, running or ended.", "state"
+)
+DETACHED_BYTES = Declaration(
+    PREFIX + "detached_bytes", "gauge", "Memory that the kept events of detached jobs take.", "state"
+)
 UPTIME = Declaration(PREFIX + "worker_uptime_seconds", "gauge", "Since the process started.", "state")
 PHASE = Declaration(
     PREFIX + "worker_phase", "gauge", "1 for the phase that the worker is in, 0 for the others.", "state",

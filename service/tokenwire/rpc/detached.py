@@ -66,10 +66,16 @@ class DetachedJobs:
         self._limits = limits
         self._jobs: dict[bytes, DetachedJob] = {}
         self._newest: dict[tuple[str, str], DetachedJob] = {}
-        self.num_bytes = 0
+        self._num_bytes = 0
 
-    def __len__(self) -> int:
+    @property
+    def num_jobs(self) -> int:
         return len(self._jobs)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all records take."""
+        return self._num_bytes
 
     def keep(
         self,
@@ -166,7 +172,7 @@ class DetachedJobs:
                 return
 
     def _total_is_over(self, num_bytes: int) -> bool:
-        return self.num_bytes + num_bytes > self._limits.total_bytes
+        return self._num_bytes + num_bytes > self._limits.total_bytes
 
     def _evict(self) -> bool:
         """Forgets the finished job that was left alone longest; False if there is none."""
@@ -193,7 +199,7 @@ class DetachedJobs:
         del self._jobs[job.key]
         if self._newest.get((job.owner, job.job_id)) is job:
             del self._newest[job.owner, job.job_id]
-        self.num_bytes -= job.counted_bytes
+        self._num_bytes -= job.counted_bytes
         job.counted_bytes = 0
         if job.timer is not None:
             job.timer.cancel()
@@ -203,7 +209,7 @@ class DetachedJobs:
 
     def _count(self, job: DetachedJob) -> None:
         if self._jobs.get(job.key) is job:
-            self.num_bytes += job.replay.num_bytes - job.counted_bytes
+            self._num_bytes += job.replay.num_bytes - job.counted_bytes
             job.counted_bytes = job.replay.num_bytes
 
 

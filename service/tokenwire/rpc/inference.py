@@ -50,6 +50,7 @@ class InferenceServicer:
         self._pool = pool
         self._inference_timeout_sec = inference_timeout_sec
         self._detached = DetachedJobs(detach_limits)
+        state.detached = self._detached
 
     async def execute(self, request: pb.ExecuteRequest, context: Context) -> AsyncGenerator[bytes, None]:
         """Yields serialised events. Raises TokenwireError for a refusal, and after an `error` event."""

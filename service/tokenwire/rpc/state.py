@@ -51,6 +51,15 @@ class Text(Protocol):
     def count_tokens(self, text: str) -> int: ...
 
 
+class DetachedCounts(Protocol):
+    """What a scrape asks of the jobs that outlive their calls."""
+
+    @property
+    def num_jobs(self) -> int: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """All that Execute needs, present once the model is loaded."""
@@ -103,6 +112,7 @@ class WorkerState:
     _residency_checked_at: float | None = None
     liveness_s: float = DEFAULT_LIVENESS_S
     degraded: str = ""
+    detached: DetachedCounts | None = None
     _started_at: float = field(default_factory=time.monotonic)
     _watchers: set[asyncio.Event] = field(default_factory=set)
     _seen: HealthView | None = None
@@ -182,6 +192,8 @@ class WorkerState:
             device=facts.device if facts is not None else self.device,
             quant_kind=facts.quant_kind if facts is not None else "",
             engine=self.serving.engine.stats() if self.serving is not None else None,
+            detached_jobs=self.detached.num_jobs if self.detached is not None else 0,
+            detached_bytes=self.detached.num_bytes if self.detached is not None else 0,
         )
 
     def watch(self) -> asyncio.Event:
