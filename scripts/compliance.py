@@ -28,13 +28,13 @@ CLEAN = ROOT / ".tools" / "clean"
 RUNTIME = ROOT / "requirements" / "runtime.txt"
 
 # Licences that let anyone use, change and sell what contains them. Copyleft, even a weak one, is for a person to judge.
+# As pip-licenses prints them. MPL 2.0 binds files of its own only, none of which is changed here.
 ALLOWED = (
+    "3-Clause BSD License",
     "Apache-2.0",
-    "Apache 2.0",
-    "Apache License 2.0",
-    "Apache License, Version 2.0",
+    "Apache-2.0 AND BSD-2-Clause",
+    "Apache-2.0 OR BSD-2-Clause",
     "Apache Software License",
-    "BSD",
     "BSD License",
     "BSD-2-Clause",
     "BSD-3-Clause",
@@ -42,14 +42,11 @@ ALLOWED = (
     "ISC License (ISCL)",
     "MIT",
     "MIT License",
-    "MIT AND PSF-2.0",
-    "Mozilla Public License 2.0 (MPL 2.0)",
+    "MIT OR Apache-2.0",
     "MPL-2.0 AND MIT",
     "PSF-2.0",
     "Python Software Foundation License",
-    "Unlicense",
 )
-"""As pip-licenses prints them; MPL 2.0 binds files of its own only, none of which is changed here."""
 
 
 def main() -> int:
