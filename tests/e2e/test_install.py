@@ -12,7 +12,6 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,11 +51,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def clean(tmp_path: Path) -> Iterator[Path]:
+def clean(tmp_path: Path) -> Path:
     """The `bin` of an environment that holds nothing of ours yet."""
     place = tmp_path / "environment"
     venv.create(place, with_pip=True)
-    yield place / "bin"
+    return place / "bin"
 
 
 def serve_and_generate(bin_directory: Path, elsewhere: Path) -> None:
@@ -108,7 +107,6 @@ def test_pip_install_of_the_sources_serves_a_model(request: pytest.FixtureReques
     """`pip install .` as documented: build isolation, requirements from the index, everything compiled."""
     only_when_asked(request)
     sources = tmp_path / "sources"
-    run("git", "-C", ROOT, "worktree", "prune")
     sources.mkdir()
     archive = subprocess.run(["git", "-C", ROOT, "archive", "HEAD"], capture_output=True, check=True).stdout
     subprocess.run(["tar", "-x", "-C", sources], input=archive, check=True)
