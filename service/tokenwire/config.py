@@ -193,6 +193,15 @@ class Settings(HttpSettings):
         "auto", description="json, console, or auto: console on a terminal, json elsewhere"
     )
     log_file: str = Field("", description="file to log to instead of stderr, where errors go as well")
+    trace_exporter: Literal["off", "console", "otlp"] = Field(
+        "off", description="where traces go: off, console (stdout) or otlp; needs the extra otel"
+    )
+    otlp_endpoint: str = Field(
+        "", max_length=2048, description="where otlp goes, such as http://collector:4317; default: as OTEL_* says"
+    )
+    trace_sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of traces that are kept, where the caller has not decided"
+    )
     log_max_mb: int = Field(100, ge=1, le=2**20, description="the log file is rotated daily and at this size, MB")
     log_keep_days: int = Field(7, ge=1, le=3650, description="how long rotated log files are kept, days")
 

@@ -28,6 +28,7 @@ from tokenwire.engine.grammars import Grammars
 from tokenwire.errors import NoDeviceError, TokenwireError
 from tokenwire.observe.log_file import flush_log_files, open_log_file, reopen_log_files
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
+from tokenwire.observe.tracing import TracingError, build_tracer
 from tokenwire.ports import Ports
 from tokenwire.rpc.admin import Control
 from tokenwire.rpc.listen import CannotBindError
@@ -144,7 +145,8 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
     with ThreadPoolExecutor(settings.tokenizer_threads, thread_name_prefix="tokenizer") as pool:
         try:
             security = build_security(settings)
-        except (KeyFileError, TlsError) as error:  # they were right when the settings were read
+            state.tracer = build_tracer(settings)
+        except (KeyFileError, TlsError, TracingError) as error:  # files were right when the settings were read
             log.error("error", code="CONFIG", message=str(error))
             return EXIT_CONFIG
         loop.add_signal_handler(signal.SIGHUP, security.reload)
@@ -185,6 +187,8 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
             return error.exit_status
         finally:
             await ports.close()
+            if state.tracer is not None:
+                await loop.run_in_executor(None, state.tracer.close)
 
 
 async def _load_model(

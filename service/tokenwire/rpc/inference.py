@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import functools
-import hashlib
 import math
 import secrets
 import time
@@ -16,13 +14,14 @@ from typing import Any, TypeVar
 
 import grpc
 
-from tokenwire.engine import CancelOutcome, JobSpec, JobStream
+from tokenwire.engine import CancelOutcome, JobSpec
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.observe.logging import bind_context, get_logger
 from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import convert
 from tokenwire.rpc.boundary import Context, is_past_deadline, time_remaining
 from tokenwire.rpc.detached import DetachedJobs, DetachLimits
+from tokenwire.rpc.observed import JobObserver
 from tokenwire.rpc.response_format import compile_format
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
 from tokenwire.rpc.validate import RawRequest, check_attach, check_job_id, check_request, fit_context
@@ -51,6 +50,7 @@ class InferenceServicer:
         self._inference_timeout_sec = inference_timeout_sec
         self._detached = DetachedJobs(detach_limits)
         state.detached = self._detached
+        self._observer = JobObserver(state)
 
     async def execute(self, request: pb.ExecuteRequest, context: Context) -> AsyncGenerator[bytes, None]:
         """Yields serialised events. Raises TokenwireError for a refusal, and after an `error` event."""
@@ -72,7 +72,7 @@ class InferenceServicer:
             admission.reserve_tokens(len(prompt_ids) + spec.max_tokens)
             resources.callback(lambda: admission.settle_tokens(len(prompt_ids) + stream.tokens_out))
             serving.engine.start(stream, spec)
-            _log_start(spec)
+            self._observer.started(stream, spec, arrived, context)
             if raw.detach:
                 resources.enter_context(admission.keep_open())
                 replay = self._detached.keep(
@@ -82,7 +82,7 @@ class InferenceServicer:
                     owner=owner,
                     num_prompt_tokens=len(prompt_ids),
                     arrived=arrived,
-                    log_end=self._job_ended,
+                    log_end=self._observer.ended,
                 )
                 async with contextlib.aclosing(replay.read(0)) as events:
                     async for message in events:
@@ -102,7 +102,7 @@ class InferenceServicer:
             finally:
                 # No ending means that the call is gone: its deadline passed, or the client left.
                 ending = ending or ("INFERENCE_TIMEOUT" if is_past_deadline(context) else DISCONNECTED)
-                self._job_ended(stream, ending, time.monotonic() - arrived)
+                self._observer.ended(stream, ending, time.monotonic() - arrived)
 
     async def attach(self, request: pb.AttachRequest, context: Context) -> AsyncGenerator[bytes, None]:
         """Yields the serialised events of a detached job. Raises TokenwireError as `execute` does."""
@@ -136,17 +136,6 @@ class InferenceServicer:
 
     async def health(self, request: pb.HealthRequest, context: Context) -> pb.HealthResponse:
         return convert.health_response(self._state)
-
-    def _job_ended(self, stream: JobStream, ending: str, wall_s: float) -> None:
-        _log_end(stream, ending, wall_s)
-        outcome = stream.outcome
-        first_token_ms = outcome.first_token_ms if outcome is not None else 0.0
-        self._state.metrics.job_ended(
-            ending,
-            wall_s,
-            first_token_ms / 1000 if first_token_ms > 0 else None,
-            outcome.cached_tokens if outcome is not None else 0,
-        )
 
     async def _encode(self, serving: Serving, raw: RawRequest) -> list[int]:
         try:
@@ -240,31 +229,3 @@ def add_inference(server: grpc.aio.Server, servicer: InferenceServicer) -> None:
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-
-
-def _log_start(spec: JobSpec) -> None:
-    digest = hashlib.sha256(array.array("I", spec.prompt_ids).tobytes()).hexdigest()
-    get_logger().info(
-        "execute_start",
-        tokens_in=len(spec.prompt_ids),
-        max_tokens=spec.max_tokens,
-        seed=spec.seed,
-        prompt_sha256=digest,
-    )
-
-
-def _log_end(stream: JobStream, ending: str, wall_s: float) -> None:
-    fields: dict[str, object] = {"outcome": ending, "tokens_out": stream.tokens_out, "wall_ms": round(wall_s * 1000, 1)}
-    outcome = stream.outcome
-    if outcome is not None:
-        fields.update(
-            stop_reason=outcome.stop_reason,
-            tokens_in=outcome.tokens_in,
-            cached_tokens=outcome.cached_tokens,
-            queue_ms=round(outcome.queue_ms, 3),
-            prefill_ms=round(outcome.prefill_ms, 3),
-            first_token_ms=round(outcome.first_token_ms, 3),
-            decode_ms=round(outcome.decode_ms, 3),
-            output_sha256=outcome.digest,
-        )
-    get_logger().info("execute_end", **fields)

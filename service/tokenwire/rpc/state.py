@@ -13,6 +13,7 @@ from tokenwire.engine import AsyncEngine
 from tokenwire.engine.grammars import Grammars
 from tokenwire.errors import TokenwireError
 from tokenwire.observe.collect import Snapshot, WorkerMetrics
+from tokenwire.observe.tracing import JobTracer
 from tokenwire.rpc.validate import Limits
 
 SERVICE_NAME = "tokenwire.v1.Inference"
@@ -100,6 +101,7 @@ class WorkerState:
         model: the name reported before the model is loaded.
         foreign_memory: what the last residency check found outside the device's memory; empty for nothing.
         liveness_s: an engine that shows no life for longer is not live, seconds.
+        tracer: makes the spans of jobs; None: there are none.
         degraded: why the worker serves but should get no more work; empty if it should.
     """
 
@@ -113,6 +115,7 @@ class WorkerState:
     liveness_s: float = DEFAULT_LIVENESS_S
     degraded: str = ""
     detached: DetachedCounts | None = None
+    tracer: JobTracer | None = None
     _started_at: float = field(default_factory=time.monotonic)
     _watchers: set[asyncio.Event] = field(default_factory=set)
     _seen: HealthView | None = None
