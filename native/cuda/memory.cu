@@ -127,6 +127,16 @@ Stream::~Stream() {
 
 void Stream::synchronize() const { TW_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
 
+Event::Event() { TW_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+
+Event::~Event() {
+  if (event_ != nullptr) (void)cudaEventDestroy(event_);
+}
+
+void Event::record(cudaStream_t stream) const { TW_CUDA_CHECK(cudaEventRecord(event_, stream)); }
+
+void Event::synchronize() const { TW_CUDA_CHECK(cudaEventSynchronize(event_)); }
+
 GraphExec GraphExec::end_capture(cudaStream_t stream) {
   cudaGraph_t graph = nullptr;
   TW_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));

@@ -105,6 +105,21 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+// A point in a stream that the host can wait for.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(cudaStream_t stream) const;
+  // At once if it was never recorded.
+  void synchronize() const;
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // An instantiated graph. Move-only.
 class GraphExec {
  public:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <thread>
 
 #include "core/error.h"
 #include "cuda/check.h"
@@ -11,7 +12,9 @@
 namespace tw::cuda {
 namespace {
 
-constexpr size_t kChunkBytes = size_t{32} << 20;
+constexpr size_t kChunkBytes = size_t{8} << 20;
+constexpr size_t kCopyBytes = size_t{256} << 10;  // that a thread takes at a time
+constexpr int kMostCopiers = 8;                   // more do not make one memory faster
 constexpr int32_t kTileRowCount = 16;
 constexpr int32_t kStepWidth = 64;
 
@@ -33,8 +36,16 @@ int64_t row_bytes_of(const MatrixSource& source) {
 
 }  // namespace
 
+Packer::Slot::Slot(MemoryTracker* tracker)
+    : staging(kChunkBytes), chunk(tracker, Purpose::kWorkspace, kChunkBytes) {}
+
 Packer::Packer(MemoryTracker* tracker)
-    : tracker_(tracker), staging_(kChunkBytes), chunk_(tracker, Purpose::kWorkspace, kChunkBytes) {}
+    : tracker_(tracker),
+      slots_{Slot(tracker), Slot(tracker)},
+      copiers_(std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostCopiers)) {}
+
+// The chunks under way use the slots.
+Packer::~Packer() { (void)cudaStreamSynchronize(stream_.get()); }
 
 PackedPart Packer::allocate(const MatrixSource& source, bool paired, PackedMatrix* matrix) {
   if (source.num_cols % 32 != 0) {
@@ -66,11 +77,18 @@ void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t 
   for (int64_t row = 0; row < source.num_rows; row += rows_per_chunk) {
     const int64_t rows = std::min(rows_per_chunk, source.num_rows - row);
     const auto bytes = static_cast<size_t>(rows * row_bytes);
-    std::memcpy(staging_.as<uint8_t>(), static_cast<const uint8_t*>(source.data) + row * row_bytes, bytes);
-    TW_CUDA_CHECK(
-        cudaMemcpyAsync(chunk_.as<uint8_t>(), staging_.as<uint8_t>(), bytes, cudaMemcpyHostToDevice, stream_.get()));
+    const Slot& slot = slots_[next_slot_];
+    next_slot_ = 1 - next_slot_;
+    slot.packed.synchronize();
+    const uint8_t* const from = static_cast<const uint8_t*>(source.data) + row * row_bytes;
+    auto* const to = slot.staging.as<uint8_t>();
+    copiers_.for_each(static_cast<int64_t>((bytes + kCopyBytes - 1) / kCopyBytes), [&](int64_t item, int) {
+      const size_t begin = static_cast<size_t>(item) * kCopyBytes;
+      std::memcpy(to + begin, from + begin, std::min(kCopyBytes, bytes - begin));
+    });
+    TW_CUDA_CHECK(cudaMemcpyAsync(slot.chunk.as<uint8_t>(), to, bytes, cudaMemcpyHostToDevice, stream_.get()));
     PackTask task{};
-    task.rows = chunk_.as<uint8_t>();
+    task.rows = slot.chunk.as<uint8_t>();
     task.row_bytes = row_bytes;
     task.num_rows = static_cast<int32_t>(rows);
     task.num_cols = static_cast<int32_t>(source.num_cols);
@@ -82,7 +100,7 @@ void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t 
     task.row_factors = const_cast<float*>(part.row_factors);
     task.stream = stream_.get();
     kernels_for(source.dtype).pack(task);
-    stream_.synchronize();
+    slot.packed.record(stream_.get());
   }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "core/thread_pool.h"
 #include "cuda/memory.h"
 
 namespace tw::cuda {
@@ -33,10 +34,12 @@ struct PackedMatrix {
   DeviceBuffer bias;  // [num_rows] or empty
 };
 
-// Copies sources to the device in bounded chunks and packs them there.
+// Copies sources to the device in bounded chunks and packs them there. While a chunk travels and is packed, several
+// threads copy the next one from the source, which is a mapped file: its pages come from the system's cache one by one.
 class Packer {
  public:
   explicit Packer(MemoryTracker* tracker);
+  ~Packer();
 
   PackedMatrix pack_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias);
   PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up);
@@ -45,10 +48,19 @@ class Packer {
   PackedPart allocate(const MatrixSource& source, bool paired, PackedMatrix* matrix);
   void upload(const MatrixSource& source, const PackedPart& part, int32_t tile_stride, int32_t first_tile);
 
+  // A chunk under way.
+  struct Slot {
+    explicit Slot(MemoryTracker* tracker);
+    PinnedBuffer staging;
+    DeviceBuffer chunk;
+    Event packed;
+  };
+
   MemoryTracker* tracker_;
   Stream stream_;
-  PinnedBuffer staging_;
-  DeviceBuffer chunk_;
+  Slot slots_[2];
+  int next_slot_ = 0;
+  ThreadPool copiers_;
 };
 
 // The device kernel of a format: packs `num_rows` rows whose bytes are at `rows`, beginning with tile `first_tile`;

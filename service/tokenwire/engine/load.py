@@ -72,17 +72,22 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
     path = resolve(settings.model)
     file = _native.GgufFile(str(path))
     tokenizer_json = Path(settings.tokenizer_json) if settings.tokenizer_json else find_tokenizer_json(file, path)
-    tokenizer = load_tokenizer(file, tokenizer_json)
+    tokenizer = load_tokenizer(file, tokenizer_json, deferred=True)
     vocabulary = tokenizer.vocabulary()
-    # The chat template's renderer starts while the weights are packed.
+    # The tokenizer becomes whole, and the chat template's renderer starts, while the weights are packed.
     with ThreadPoolExecutor(max_workers=1) as side:
         starting = side.submit(TextPipeline.from_tokenizer, tokenizer, file)
         try:
             engine, reason = _open_engine(file, vocabulary, tokenizer.stop_token_ids, settings, choice, on_progress)
         except BaseException:
-            starting.result().close()
+            if starting.exception() is None:
+                starting.result().close()
             raise
-        text = starting.result()
+        try:
+            text = starting.result()
+        except BaseException:
+            engine.stop()
+            raise
     info, device, stats = engine.model_info, engine.device_info, engine.stats()
     context_length = info.context_length
     if settings.max_context_tokens:

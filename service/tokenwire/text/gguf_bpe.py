@@ -17,8 +17,8 @@ _TYPES = {
 }
 
 
-def load_gguf_bpe(metadata: Metadata) -> Tokenizer:
-    """The tokenizer of `tokenizer.ggml.tokens`, `merges`, `token_type` and `pre`.
+def load_gguf_bpe(metadata: Metadata, *, deferred: bool = False) -> Tokenizer:
+    """The tokenizer of `tokenizer.ggml.tokens`, `merges`, `token_type` and `pre`; `deferred` as `Tokenizer` has it.
 
     Raises:
         TokenizerError: an entry is missing or contradicts another.
@@ -53,7 +53,8 @@ def load_gguf_bpe(metadata: Metadata) -> Tokenizer:
             eos_id=get_token_id(metadata, "tokenizer.ggml.eos_token_id", size),
             eos_ids=end_ids(metadata, size),
             warnings=warnings,
-        )
+        ),
+        deferred=deferred,
     )
 
 

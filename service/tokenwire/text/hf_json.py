@@ -20,8 +20,8 @@ MAX_FILE_BYTES = 128 << 20
 MAX_ADDED_TOKEN_CHARS = 1024
 
 
-def load_hf_json(path: Path, metadata: Metadata) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, with the special ids that the model file names.
+def load_hf_json(path: Path, metadata: Metadata, *, deferred: bool = False) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, with the special ids that the model file names; `deferred` as `Tokenizer`'s.
 
     Raises:
         TokenizerError: the file is malformed, or disagrees with the vocabulary in the model file.
@@ -59,7 +59,8 @@ def load_hf_json(path: Path, metadata: Metadata) -> Tokenizer:
             lstrip=lstrip,
             rstrip=rstrip,
             warnings=warnings,
-        )
+        ),
+        deferred=deferred,
     )
 
 

@@ -14,18 +14,21 @@ from tokenwire.text.pre_tokenizers import PRE_TOKENIZERS
 from tokenwire.text.tokenizer import Tokenizer, TokenizerKind
 
 
-def load_tokenizer(metadata: Metadata, tokenizer_json: Path | None = None) -> Tokenizer:
+def load_tokenizer(metadata: Metadata, tokenizer_json: Path | None = None, *, deferred: bool = False) -> Tokenizer:
     """The model's tokenizer: `tokenizer_json` if given, else the one inside the model file.
+
+    Args:
+        deferred: leave the part that encodes to `TextPipeline.from_tokenizer`.
 
     Raises:
         TokenizerError: it is missing or malformed.
         UnsupportedTokenizerError: it is of a kind that tokenwire does not have.
     """
     if tokenizer_json is not None:
-        return load_hf_json(tokenizer_json, metadata)
+        return load_hf_json(tokenizer_json, metadata, deferred=deferred)
     model = get_str(metadata, "tokenizer.ggml.model")
     if model == "gpt2":
-        return load_gguf_bpe(metadata)
+        return load_gguf_bpe(metadata, deferred=deferred)
     if model is None:
         raise TokenizerError("tokenizer_missing", "the model file has no tokenizer (tokenizer.ggml.model)")
     if model == "llama":
@@ -91,7 +94,12 @@ class TextPipeline:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, metadata: Metadata) -> TextPipeline:
-        """The pipeline of a model file whose tokenizer was loaded before."""
+        """The pipeline of a model file whose tokenizer was loaded before.
+
+        Raises:
+            TokenizerError: of a deferred tokenizer that turns out to be malformed.
+        """
+        tokenizer.build()
         return cls(tokenizer, get_str(metadata, "tokenizer.chat_template"))
 
     @property

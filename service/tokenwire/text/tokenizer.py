@@ -103,11 +103,15 @@ class Tokenizer:
         stop_token_ids: every end-of-generation token, ascending.
         warnings: oddities of the file that did not prevent its use.
 
+    Args:
+        parts: what the file says.
+        deferred: leave the part that encodes, which takes longest, to `build`; until then only `encode` is missing.
+
     Raises:
         TokenizerError: the parts contradict each other.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, *, deferred: bool = False) -> None:
         _check_vocabulary(parts)
         _check_merges(parts)
         if parts.add_bos and parts.bos_id is None:
@@ -124,10 +128,28 @@ class Tokenizer:
         eos = {parts.eos_id} if parts.eos_id is not None else set()
         self.stop_token_ids = sorted(named | parts.eos_ids | eos)
         self._vocabulary = [_token_bytes(t, kind) for t, kind in zip(parts.tokens, parts.types, strict=True)]
-        self._backend = _build_backend(parts)
+        self._parts = parts
+        self._built: Backend | None = None
+        if not deferred:
+            self.build()
         self._control_pattern = _control_pattern(self._control_ids)
         self._lstrip = parts.lstrip
         self._rstrip = parts.rstrip
+
+    def build(self) -> None:
+        """Makes a deferred tokenizer whole; does nothing for another.
+
+        Raises:
+            TokenizerError: the library refuses the vocabulary.
+        """
+        if self._built is None:
+            self._built = _build_backend(self._parts)
+
+    @property
+    def _backend(self) -> Backend:
+        if self._built is None:
+            raise RuntimeError("a deferred tokenizer is used before build()")
+        return self._built
 
     @property
     def control_tokens(self) -> frozenset[str]:
