@@ -60,7 +60,7 @@ class Ports:
             server = build_admin_server(self._settings, state, control, self._security.guard)
             await self.open_grpc("admin", server, self._settings.admin_host, self._settings.admin_port)
 
-    async def open_http(self, grpc_port: int) -> None:
+    async def open_http(self, grpc_port: int, state: WorkerState) -> None:
         """The HTTP gateway, where one is wanted. It reaches this worker as any other client does."""
         if self._settings.http_port is None:
             return
@@ -70,7 +70,9 @@ class Ports:
 
         host = self._settings.host.strip("[]")
         near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        gateway = GatewayServer(self._settings, host, WorkerPool([shown_address(near, grpc_port)]))
+        gateway = GatewayServer(
+            self._settings, host, WorkerPool([shown_address(near, grpc_port)]), state.metrics.registry
+        )
         try:
             gateway.bind()
         except OSError as error:

@@ -157,7 +157,7 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
             port = await ports.open_grpc("grpc", server, settings.host, settings.port)
             await ports.open_probes(state)
             await ports.open_admin(state, Control(stop=signals.first.set, is_stopping=signals.first.is_set))
-            await ports.open_http(port)
+            await ports.open_http(port, state)
             log.info("listening", host=settings.host, port=port, **ports.others(), **security.describe())
             model = await _load_model(settings, load, state, signals, die)
             if model is None:

@@ -190,6 +190,8 @@ def test_every_declared_metric_is_exported_and_nearly_all_have_moved(worker: tup
     _, port = worker
     page = scrape(port)
     for item in declared.DECLARATIONS:
+        if item.counted_by == "gateway":
+            continue
         suffix = "_count" if item.kind == "histogram" else ""
         series = [value for name, value in page.items() if name.split("{")[0] == item.name + suffix]
         assert series, f"{item.name} is not exported"

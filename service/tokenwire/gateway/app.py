@@ -12,6 +12,7 @@ from tokenwire.gateway.errors import HttpError
 from tokenwire.gateway.execute import Attach, Cancel, Execute
 from tokenwire.gateway.guards import Accepts, Errors, Hosts, Origins, with_app
 from tokenwire.gateway.health import Health, Live, Ready, Startup
+from tokenwire.gateway.metrics import MetricsPage
 from tokenwire.gateway.openai.endpoints import Completions, Models
 from tokenwire.gateway.openai.request import parse_chat, parse_completion
 
@@ -49,6 +50,7 @@ def _router(gateway: Gateway) -> Router:
             Route("/v1/models/{model:path}", models, methods=["GET"]),
             Route("/v1/completions", Completions(gateway, parse_completion), methods=["POST"]),
             Route("/v1/chat/completions", Completions(gateway, parse_chat), methods=["POST"]),
+            Route("/metrics", MetricsPage(gateway.metrics), methods=["GET"]),
             Route("/health", Health(gateway), methods=["GET"]),
             Route("/health/live", Live(), methods=["GET"]),
             Route("/health/ready", Ready(gateway), methods=["GET"]),

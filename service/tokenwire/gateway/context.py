@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prometheus_client import CollectorRegistry
+
 from tokenwire.gateway.asgi import Scope, correlation_id, headers
 from tokenwire.gateway.pool import WorkerPool
 from tokenwire.gateway.worker import Metadata
@@ -19,12 +21,14 @@ class Gateway:
     """Settings, workers and counts of one gateway.
 
     Attributes:
+        metrics: what the metrics page shows.
         num_unknown_fields: how many body fields with unknown names were ignored so far.
     """
 
-    def __init__(self, settings: HttpSettings, pool: WorkerPool) -> None:
+    def __init__(self, settings: HttpSettings, pool: WorkerPool, metrics: CollectorRegistry) -> None:
         self.settings = settings
         self.pool = pool
+        self.metrics = metrics
         self.num_unknown_fields = 0
 
     @property

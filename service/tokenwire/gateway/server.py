@@ -9,9 +9,11 @@ import socket
 from collections.abc import Generator
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from tokenwire.gateway.app import build_app
 from tokenwire.gateway.context import Gateway
+from tokenwire.gateway.metrics import gateway_registry
 from tokenwire.gateway.pool import WorkerPool
 from tokenwire.gateway.protocol import protocol_class
 from tokenwire.http_config import GatewaySettings, HttpSettings
@@ -26,12 +28,17 @@ BACKLOG = 512
 class GatewayServer:
     """An HTTP server on the running loop.
 
+    Args:
+        metrics: what the metrics page shows: the worker's, where this runs inside it; None: the gateway's own.
+
     Attributes:
         port: the one it listens on, once bound.
     """
 
-    def __init__(self, settings: HttpSettings, host: str, pool: WorkerPool) -> None:
-        self.gateway = Gateway(settings, pool)
+    def __init__(
+        self, settings: HttpSettings, host: str, pool: WorkerPool, metrics: CollectorRegistry | None = None
+    ) -> None:
+        self.gateway = Gateway(settings, pool, metrics or gateway_registry(pool))
         self.port = 0
         self._settings = settings
         self._host = host

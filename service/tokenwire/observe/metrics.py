@@ -58,13 +58,13 @@ class Declaration:
             name: it has one value a process.
         buckets: upper bounds of a histogram; empty for one that the engine counts, which brings its own.
         counted_by: `worker` where a request ends; `engine` in the token loop, read when scraped; `state` is what is
-            true when scraped.
+            true when scraped; `gateway` the same in a gateway apart.
     """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    counted_by: Literal["worker", "engine", "state"]
+    counted_by: Literal["worker", "engine", "state", "gateway"]
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     buckets: tuple[float, ...] = ()
 
@@ -204,6 +204,14 @@ CACHE_PERSIST = Declaration(
 )
 LOG_LINES_DROPPED = Declaration(
     PREFIX + "log_lines_dropped_total", "counter", "Log lines lost because the log file could not take them.", "state"
+)
+
+GATEWAY_WORKERS = Declaration(
+    PREFIX + "gateway_workers",
+    "gauge",
+    "Workers behind a gateway that runs apart from them, by what they last said. Only on that gateway's page.",
+    "gateway",
+    {"state": ("ready", "not_ready", "unreachable")},
 )
 
 # What routers of the Gateway API read from a model server that has no label of its own. Names and labels are vLLM's.
