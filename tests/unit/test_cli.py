@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -109,6 +110,22 @@ def test_generate_sends_priority_salt_and_format(run: Run, worker: Worker, tmp_p
     assert run("generate", "x", "--json-schema", str(schema), "--regex", "a", "--target", worker.target).code == 2
     missing = run("generate", "x", "--json-schema", str(tmp_path / "none"), "--target", worker.target)
     assert "cannot be read" in missing.err
+
+
+def test_generate_detached_goes_on_after_a_break(run: Run, worker: Worker) -> None:
+    def script(request: Any, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
+        yield pb.ExecuteEvent(started=pb.Started(job_id=request.job_id, model="m", seed=1))
+        if isinstance(request, pb.ExecuteRequest):
+            yield pb.ExecuteEvent(token=pb.Token(t="Grü", i=0, ids=[7]))
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        yield pb.ExecuteEvent(token=pb.Token(t="ße", i=request.from_index, ids=[8]))
+        yield pb.ExecuteEvent(end=pb.End(tokens_out=2, stop_reason=pb.STOP_REASON_EOS))
+
+    worker.script = script
+    result = run("generate", "hello", "--detach", "--target", worker.target)
+    assert (result.code, result.out) == (0, "Grüße")
+    assert [request.attach_token for request in worker.requests] == [worker.requests[0].attach_token] * 2
+    assert run("generate", "hello", "--target", worker.target).code == 1
 
 
 def test_generate_system_needs_the_template(run: Run, worker: Worker) -> None:

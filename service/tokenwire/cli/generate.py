@@ -51,6 +51,9 @@ def generate(
     priority: options.Priority = None,
     cache_salt: options.CacheSalt = None,
     timeout: options.Timeout = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Go on if the connection breaks or the worker restarts.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
     """Stream an answer to stdout; a summary follows on stderr. Ctrl-C cancels."""
@@ -79,7 +82,8 @@ def generate(
         # On a terminal the shell's prompt must not stick to the text; into a pipe goes the text alone.
         printer = JsonPrinter() if as_json else TextPrinter(end_line=sys.stdout.isatty())
         try:
-            with client.execute(text if raw else None, messages=None if raw else messages, **params) as stream:
+            chat = None if raw else messages
+            with client.execute(text if raw else None, messages=chat, detach=detach, **params) as stream:
                 for event in stream:
                     printer.show(event)
         except TokenwireRpcError as error:
