@@ -15,6 +15,7 @@ from tokenwire.gateway.health import Health, Live, Ready, Startup
 from tokenwire.gateway.metrics import MetricsPage
 from tokenwire.gateway.openai.endpoints import Completions, Models
 from tokenwire.gateway.openai.request import parse_chat, parse_completion
+from tokenwire.gateway.page_files import page_routes
 
 Layer = Callable[[App], App]
 
@@ -42,6 +43,7 @@ def _router(gateway: Gateway) -> Router:
     execute, models = Execute(gateway), Models(gateway)
     return Router(
         [
+            *page_routes(),
             Route("/execute", execute, methods=["POST"]),
             Route("/v2/execute", execute, methods=["POST"]),
             Route("/execute/{job_id}", Attach(gateway), methods=["GET"]),
