@@ -7,6 +7,7 @@
 #include "bindings/module.h"
 #include "engine/engine.h"
 #include "engine/llguidance.h"
+#include "engine/progress_relay.h"
 #include "engine/runner.h"
 
 namespace py = pybind11;
@@ -53,7 +54,11 @@ std::shared_ptr<Engine> make_engine(const gguf::File& file, std::vector<std::str
     };
   }
   const py::gil_scoped_release release;
-  return std::make_shared<Engine>(file, std::move(vocabulary), std::move(stop_token_ids), options, progress);
+  ProgressRelay relay(progress);
+  auto engine = std::make_shared<Engine>(file, std::move(vocabulary), std::move(stop_token_ids), options,
+                                         [&relay](int percent) { relay.post(percent); });
+  relay.finish();
+  return engine;
 }
 
 // A compiled grammar; opaque.

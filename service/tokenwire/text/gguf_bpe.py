@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenwire.text.errors import TokenizerError
 from tokenwire.text.metadata import Metadata, get_bool, get_ints, get_str, get_strings, get_token_id
 from tokenwire.text.pre_tokenizers import pre_tokenizer_by_name
-from tokenwire.text.tokenizer import Parts, Tokenizer, TokenType, split_merges, token_type_by_name
+from tokenwire.text.tokenizer import Parts, Tokenizer, TokenType, token_type_by_name
 
 _TYPES = {
     1: TokenType.NORMAL,
@@ -44,7 +44,8 @@ def load_gguf_bpe(metadata: Metadata, *, deferred: bool = False) -> Tokenizer:
             kind="gguf-bpe",
             tokens=tokens,
             types=_token_types(metadata, tokens),
-            merges=split_merges(merges),
+            merges=[],
+            unsplit_merges=merges,
             pre_tokenizer=row.build(),
             nfc=row.nfc,
             ignore_merges=row.ignore_merges,

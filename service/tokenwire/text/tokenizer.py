@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Parts:
         tokens: by id.
         types: by id.
         merges: pairs, the most urgent first.
+        unsplit_merges: the same written as `left right`, in `merges`' place.
         eos_ids: tokens that the file names as ends of a generation.
         lstrip, rstrip: control tokens that swallow the white space before and after them.
     """
@@ -77,6 +79,7 @@ class Parts:
     lstrip: frozenset[int] = frozenset()
     rstrip: frozenset[int] = frozenset()
     warnings: list[str] = field(default_factory=list)
+    unsplit_merges: Sequence[str] = ()
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -113,7 +116,6 @@ class Tokenizer:
 
     def __init__(self, parts: Parts, *, deferred: bool = False) -> None:
         _check_vocabulary(parts)
-        _check_merges(parts)
         if parts.add_bos and parts.bos_id is None:
             raise TokenizerError("bos_missing", "prompts begin with the BOS token, but the file names none")
         self.kind: TokenizerKind = parts.kind
@@ -127,7 +129,7 @@ class Tokenizer:
         named = {token_id for name, token_id in self._control_ids.items() if name in END_OF_GENERATION_NAMES}
         eos = {parts.eos_id} if parts.eos_id is not None else set()
         self.stop_token_ids = sorted(named | parts.eos_ids | eos)
-        self._vocabulary = [_token_bytes(t, kind) for t, kind in zip(parts.tokens, parts.types, strict=True)]
+        self._vocabulary = _vocabulary_bytes(parts)
         self._parts = parts
         self._built: Backend | None = None
         if not deferred:
@@ -140,9 +142,12 @@ class Tokenizer:
         """Makes a deferred tokenizer whole; does nothing for another.
 
         Raises:
-            TokenizerError: the library refuses the vocabulary.
+            TokenizerError: the merges are malformed, or the library refuses the vocabulary.
         """
         if self._built is None:
+            if self._parts.unsplit_merges:
+                self._parts.merges = split_merges(self._parts.unsplit_merges)
+            _check_merges(self._parts)
             self._built = _build_backend(self._parts)
 
     @property
@@ -230,6 +235,21 @@ def _control_pattern(control_ids: dict[str, int]) -> re.Pattern[str] | None:
         return None
     # The longest spelling first: of two tokens where one begins the other, the longer one is meant.
     return re.compile("|".join(re.escape(text) for text in sorted(control_ids, key=len, reverse=True)))
+
+
+def _vocabulary_bytes(parts: Parts) -> list[bytes]:
+    """The bytes of each token. Tokens in the byte-level alphabet are translated all at once: a character is a byte."""
+    normal = [t for t, kind in zip(parts.tokens, parts.types, strict=True) if kind is TokenType.NORMAL]
+    try:
+        data = "".join(normal).translate(_BYTES_AS_LATIN1).encode("latin-1")
+    except UnicodeEncodeError:
+        return [_token_bytes(t, kind) for t, kind in zip(parts.tokens, parts.types, strict=True)]
+    ends = itertools.accumulate(map(len, normal))
+    slices = (data[end - len(text) : end] for text, end in zip(normal, ends, strict=True))
+    return [
+        next(slices) if kind is TokenType.NORMAL else _token_bytes(text, kind)
+        for text, kind in zip(parts.tokens, parts.types, strict=True)
+    ]
 
 
 def _token_bytes(text: str, kind: TokenType) -> bytes:
