@@ -21,7 +21,7 @@ NATIVE_SOURCES := $(shell find native protos tests/native -name '*.h' -o -name '
 PACKAGE_INPUTS := pyproject.toml service/tokenwire/_version.py \
   $(shell find CMakeLists.txt native protos -type f)
 
-.PHONY: help setup demo test test-native test-deploy test-node lint format bench serve tools compliance audit wheel sdist lock clean
+.PHONY: help setup demo test test-native test-deploy test-node lint format bench serve tools docs compliance audit wheel sdist lock clean
 
 help:
 	@echo 'make setup   create $(VENV), install the locked dependencies, build and install the package'
@@ -33,6 +33,7 @@ help:
 	@echo 'make bench   run the benchmarks'
 	@echo 'make serve   serve SmolLM2 on 127.0.0.1:50051 (MODEL=... for another model)'
 	@echo 'make wheel   build a wheel into dist/'
+	@echo 'make docs    the documentation site, into build/site'
 	@echo 'make compliance   the wheel in a clean environment: licences, bill of materials (make audit: advisories)'
 	@echo 'make clean   remove what was built, $(VENV) included'
 
@@ -109,6 +110,10 @@ $(TOOLS_STAMP): requirements/tools.txt
 	@test -x .tools/bin/python || $(PYTHON) -m venv .tools
 	.tools/bin/python -m pip install --quiet --require-hashes -r requirements/tools.txt
 	@touch $@
+
+docs: setup $(TOOLS_STAMP)
+	$(BIN)/python scripts/make_site.py
+	.tools/bin/mkdocs build --strict --quiet
 
 # The wheel in an environment of its own, what is inside it, and under which licences.
 compliance: $(TOOLS_STAMP) $(DEPS_STAMP)
