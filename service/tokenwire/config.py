@@ -73,12 +73,6 @@ class Settings(HttpSettings):
         False, description="listen on other than loopback addresses; needs API keys or TLS client certificates"
     )
 
-    api_keys_file: str = Field("", description="file of API keys, made by `tokenwire keys`; every call then needs one")
-    tls_cert_file: str = Field("", description="PEM file with the certificate to serve TLS with, and its chain")
-    tls_key_file: str = Field("", description="PEM file with that certificate's private key")
-    tls_client_ca_file: str = Field(
-        "", description="PEM file with the roots of client certificates; every connection then needs one"
-    )
     requests_per_minute: int = Field(
         0, ge=0, le=10**9, description="most generations of one credential in any 60 seconds; 0: no limit"
     )
@@ -232,11 +226,7 @@ class Settings(HttpSettings):
                 address = getattr(self, name)
                 if address and not is_loopback(address):
                     problems.append(f"{name}: {address!r} is not a loopback address, which needs allow_remote")
-        if bool(self.tls_cert_file) != bool(self.tls_key_file):
-            given, missing = ("cert", "key") if self.tls_cert_file else ("key", "cert")
-            problems.append(f"tls_{given}_file: needs tls_{missing}_file beside it")
-        elif self.tls_client_ca_file and not self.tls_cert_file:
-            problems.append("tls_client_ca_file: needs tls_cert_file and tls_key_file beside it")
+        problems += self.tls_problems()
         if self.gpu_device is not None and (self.device == "cpu" or ":" in self.device):
             problems.append(f"gpu_device: has no meaning beside device={self.device}")
         if problems:
@@ -292,9 +282,10 @@ def load_gateway_settings(
     flags: Mapping[str, object] | None = None,
     config_file: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    check_files: Callable[[Mapping[str, object]], list[str]] | None = None,
 ) -> GatewaySettings:
     """As `load_settings`, for a gateway apart."""
-    return _load(GatewaySettings, flags, config_file, environ)
+    return _load(GatewaySettings, flags, config_file, environ, check_files)
 
 
 def _load(

@@ -12,9 +12,17 @@ _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?/?|https?://\[[0-9A-Fa-
 
 
 class HttpSettings(BaseModel):
-    """Settings of the HTTP gateway, inside the worker (`tokenwire serve`) or on its own (`tokenwire gateway`)."""
+    """Settings of the HTTP gateway, inside the worker (`tokenwire serve`) or on its own (`tokenwire gateway`), and of
+    who may call, which gRPC and HTTP share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    api_keys_file: str = Field("", description="file of API keys, made by `tokenwire keys`; every call then needs one")
+    tls_cert_file: str = Field("", description="PEM file with the certificate to serve TLS with, and its chain")
+    tls_key_file: str = Field("", description="PEM file with that certificate's private key")
+    tls_client_ca_file: str = Field(
+        "", description="PEM file with the roots of client certificates; every connection then needs one"
+    )
 
     http_port: int | None = Field(None, ge=0, le=65535, description="HTTP port; 0 takes a free one; default: no HTTP")
     http_allowed_hosts: str = Field(
@@ -47,6 +55,15 @@ class HttpSettings(BaseModel):
         60_000, ge=100, le=86_400_000, description="a stream that is not read closes after this long, milliseconds"
     )
 
+    def tls_problems(self) -> list[str]:
+        """What is wrong with the settings of TLS together."""
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            given, missing = ("cert", "key") if self.tls_cert_file else ("key", "cert")
+            return [f"tls_{given}_file: needs tls_{missing}_file beside it"]
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            return ["tls_client_ca_file: needs tls_cert_file and tls_key_file beside it"]
+        return []
+
     @property
     def allowed_hosts(self) -> frozenset[str]:
         """Lower-case host names."""
@@ -77,7 +94,17 @@ class GatewaySettings(HttpSettings):
         description="gRPC addresses of the workers, with commas between; dns:HOST:PORT stands for all of a host's",
     )
     host: str = Field("127.0.0.1", min_length=1, max_length=253, description="address to listen on")
-    allow_remote: bool = Field(False, description="listen on other than loopback addresses; a proxy must authenticate")
+    allow_remote: bool = Field(
+        False,
+        description="listen on other than loopback addresses; needs API keys, client certificates or workers_ask_keys",
+    )
+    workers_ask_keys: bool = Field(
+        False, description="the workers ask for API keys, which this gateway passes on without looking at them"
+    )
+    target_tls: bool = Field(False, description="speak TLS to the workers; target_ca_file, target_cert_file imply it")
+    target_ca_file: str = Field("", description="PEM file with the roots of the workers' certificates")
+    target_cert_file: str = Field("", description="PEM file with the certificate to show to the workers")
+    target_key_file: str = Field("", description="PEM file with that certificate's private key")
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="how long running requests may finish at shutdown, seconds"
     )
@@ -95,6 +122,12 @@ class GatewaySettings(HttpSettings):
         problems = []
         if not self.allow_remote and not is_loopback(self.host):
             problems.append(f"host: {self.host!r} is not a loopback address, which needs allow_remote")
+        if self.allow_remote and not (self.api_keys_file or self.tls_client_ca_file or self.workers_ask_keys):
+            needs = "API keys (api_keys_file), client certificates (tls_client_ca_file) or workers_ask_keys"
+            problems.append(f"allow_remote: needs {needs}")
+        if bool(self.target_cert_file) != bool(self.target_key_file):
+            problems.append("target_cert_file and target_key_file belong together")
+        problems += self.tls_problems()
         if not self.targets:
             problems.append("target: names no worker")
         if problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from typing import TYPE_CHECKING
 
 import grpc
@@ -29,6 +30,8 @@ class Ports:
         self._open: dict[str, int] = {}
         self._servers: list[grpc.aio.Server | MetricsServer] = []
         self._gateway: GatewayServer | None = None
+        self._inner: tempfile.TemporaryDirectory[str] | None = None
+        self._inner_target = ""
 
     async def open_grpc(
         self, purpose: str, server: grpc.aio.Server, host: str, port: int, *, plain: bool = False
@@ -41,6 +44,8 @@ class Ports:
         self._servers.append(server)
         certificates = None if plain else self._security.certificates
         credentials = server_credentials(certificates) if certificates is not None else None
+        if purpose == "grpc" and credentials is not None and self._settings.http_port is not None:
+            self._open_inner(server)
         self._open[purpose] = bind(server, host, port, credentials)
         await server.start()
         return self._open[purpose]
@@ -70,9 +75,9 @@ class Ports:
 
         host = self._settings.host.strip("[]")
         near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-        gateway = GatewayServer(
-            self._settings, host, WorkerPool([shown_address(near, grpc_port)]), state.metrics.registry
-        )
+        target = self._inner_target or shown_address(near, grpc_port)
+        metrics = state.metrics.registry
+        gateway = GatewayServer(self._settings, host, WorkerPool([target]), metrics, self._security)
         try:
             gateway.bind()
         except OSError as error:
@@ -98,6 +103,16 @@ class Ports:
                 await asyncio.get_running_loop().run_in_executor(None, server.close)
             else:
                 await server.stop(None)
+        if self._inner is not None:
+            self._inner.cleanup()
+
+    def _open_inner(self, server: grpc.aio.Server) -> None:
+        """Another way to the same server, for the gateway of this process: what is inside needs no TLS, and a
+        certificate would have to name the loopback address."""
+        self._inner = tempfile.TemporaryDirectory(prefix="tokenwire-")  # which nobody else may enter
+        target = f"unix:{self._inner.name}/worker"
+        server.add_insecure_port(target)
+        self._inner_target = target
 
     def _open_metrics(self, state: WorkerState, host: str, port: int) -> None:
         try:

@@ -24,6 +24,7 @@ from tokenwire.rpc.server import build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
 from tokenwire.security.guard import Guard
+from tokenwire.security.setup import Security
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc
 
@@ -183,12 +184,16 @@ StartGateway = Callable[..., Any]
 async def start_gateway() -> AsyncIterator[StartGateway]:
     running: list[Gateway] = []
 
-    async def start(*targets: str, ready: bool = True, **flags: object) -> Gateway:
+    async def start(
+        *targets: str, ready: bool = True, security: Security | None = None, verify: Any = True, **flags: object
+    ) -> Gateway:
         settings = load_settings({"http_port": 0, **flags}, environ={})
-        server = GatewayServer(settings, "127.0.0.1", WorkerPool(targets))
+        server = GatewayServer(settings, "127.0.0.1", WorkerPool(targets), security=security)
         server.bind()
         await server.start()
-        client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=20)
+        scheme = "https" if security is not None and security.certificates is not None else "http"
+        base = f"{scheme}://127.0.0.1:{server.port}"
+        client = httpx.AsyncClient(base_url=base, trust_env=False, timeout=20, verify=verify)
         running.append(Gateway(server, client))
         give_up_at = asyncio.get_running_loop().time() + 20
         while ready and not all(worker.ready and worker.limits for worker in server.gateway.pool.workers):

@@ -26,7 +26,7 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "client": {"v1"},
     "bench": {"client"},
     "observe": {"config", "errors"},
-    "security": {"observe", "config", "errors"},
+    "security": {"observe", "config", "http_config", "errors"},
     "models": {"config", "errors", "_native"},
     "text": {"errors", "_native"},
     "engine": {"text", "models", "config", "errors", "_native"},

@@ -16,8 +16,10 @@ def gateway(config: Path | None, flags: Mapping[str, object]) -> None:
     Every flag can be set as TOKENWIRE_NAME in the environment or as name in the --config file too; a flag wins over the
     environment, the environment over the file. Defaults stand in brackets.
     """
-    settings = load_gateway_or_exit(config, flags)
     # Here, not above: the other commands start faster without the gateway.
+    from tokenwire.security.setup import file_problems
+
+    settings = load_gateway_or_exit(config, flags, file_problems)
     from tokenwire.gateway.server import run_gateway
     from tokenwire.server import run_loop
 

@@ -62,10 +62,14 @@ def load_or_exit(
         _refuse(error, "serve")
 
 
-def load_gateway_or_exit(config: Path | None, flags: Mapping[str, object]) -> GatewaySettings:
+def load_gateway_or_exit(
+    config: Path | None,
+    flags: Mapping[str, object],
+    check_files: Callable[[Mapping[str, object]], list[str]] | None = None,
+) -> GatewaySettings:
     """As `load_or_exit`, for a gateway apart."""
     try:
-        return load_gateway_settings(flags, config)
+        return load_gateway_settings(flags, config, check_files=check_files)
     except ConfigError as error:
         _refuse(error, "gateway")
 

@@ -8,10 +8,12 @@ from prometheus_client import CollectorRegistry
 
 from tokenwire.gateway.asgi import Scope, correlation_id, headers
 from tokenwire.gateway.pool import WorkerPool
+from tokenwire.gateway.protection import client_certificate
 from tokenwire.gateway.worker import Metadata
 from tokenwire.http_config import HttpSettings
 from tokenwire.observe.logging import get_logger
 from tokenwire.rpc.validate import Limits
+from tokenwire.security.guard import VOUCHED_KEY, Guard
 
 # Headers that travel on to the worker as they are: who calls, and which trace the call belongs to.
 FORWARDED = ("authorization", "x-api-key", "traceparent", "tracestate")
@@ -25,10 +27,13 @@ class Gateway:
         num_unknown_fields: how many body fields with unknown names were ignored so far.
     """
 
-    def __init__(self, settings: HttpSettings, pool: WorkerPool, metrics: CollectorRegistry) -> None:
+    def __init__(
+        self, settings: HttpSettings, pool: WorkerPool, metrics: CollectorRegistry, guard: Guard | None = None
+    ) -> None:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
+        self._guard = guard
         self.num_unknown_fields = 0
 
     @property
@@ -48,6 +53,9 @@ class Gateway:
             for value in headers(scope, name.encode())
             if value.isascii() and value.isprintable()
         ]
+        identity = client_certificate(scope)
+        if identity is not None and self._guard is not None:
+            forwarded.append((VOUCHED_KEY, self._guard.vouch(identity)))
         return (("x-correlation-id", correlation_id(scope)), *forwarded)
 
     def count_unknown(self, names: Sequence[str]) -> None:

@@ -140,7 +140,8 @@ def _details(error: Failure) -> dict[str, Any]:
     if isinstance(error, HttpError):
         return {}
     details: dict[str, Any] = {}
-    for name, value in (("limit", error.limit), ("actual", error.actual), ("phase", error.phase)):
+    for name in ("limit", "actual", "phase", "quota", "cause"):
+        value = getattr(error, name)
         if value is not None:
             details[name] = value
     if not error.fields:

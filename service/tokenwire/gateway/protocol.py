@@ -12,6 +12,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tokenwire.gateway.errors import HTTP_ERRORS, HttpError
+from tokenwire.gateway.protection import CERTIFICATE, identity_of
 from tokenwire.http_config import HttpSettings
 from tokenwire.observe.logging import get_logger
 
@@ -44,6 +45,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        certificate = tls.getpeercert() if tls is not None else None
+        if certificate:
+            self.app_state = {**self.app_state, CERTIFICATE: identity_of(certificate)}
         if len(self.connections) > self.bounds.http_max_connections:
             self._refused = True
             transport.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 from collections.abc import Generator
@@ -11,16 +12,22 @@ from collections.abc import Generator
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from tokenwire.client.auth import ChannelCredentials, channel_credentials
 from tokenwire.gateway.app import build_app
 from tokenwire.gateway.context import Gateway
 from tokenwire.gateway.metrics import gateway_registry
 from tokenwire.gateway.pool import WorkerPool
+from tokenwire.gateway.protection import Protection
 from tokenwire.gateway.protocol import protocol_class
 from tokenwire.http_config import GatewaySettings, HttpSettings
 from tokenwire.observe.logging import configure_logging, get_logger
+from tokenwire.security.key_file import KeyFileError
+from tokenwire.security.setup import Security, build_gateway_security
+from tokenwire.security.tls import TlsError, server_context
 
 EXIT_OK = 0
 EXIT_CANNOT_BIND = 71
+EXIT_CONFIG = 78
 
 BACKLOG = 512
 
@@ -30,15 +37,23 @@ class GatewayServer:
 
     Args:
         metrics: what the metrics page shows: the worker's, where this runs inside it; None: the gateway's own.
+        security: of the port, and, in a worker's process, of its worker; None: plain text, open to everyone.
 
     Attributes:
         port: the one it listens on, once bound.
     """
 
     def __init__(
-        self, settings: HttpSettings, host: str, pool: WorkerPool, metrics: CollectorRegistry | None = None
+        self,
+        settings: HttpSettings,
+        host: str,
+        pool: WorkerPool,
+        metrics: CollectorRegistry | None = None,
+        security: Security | None = None,
     ) -> None:
-        self.gateway = Gateway(settings, pool, metrics or gateway_registry(pool))
+        guard = security.guard if security is not None else None
+        self.gateway = Gateway(settings, pool, metrics or gateway_registry(pool), guard)
+        self._security = security
         self.port = 0
         self._settings = settings
         self._host = host
@@ -68,8 +83,10 @@ class GatewayServer:
         if self._socket is None:
             raise RuntimeError("bind first")
         await self.gateway.pool.start()
+        security = self._security
+        protection = functools.partial(Protection, guard=security.guard) if security is not None else None
         config = uvicorn.Config(
-            build_app(self.gateway),
+            build_app(self.gateway, protection),
             http=protocol_class(self._settings),
             ws="none",
             lifespan="off",
@@ -81,6 +98,9 @@ class GatewayServer:
             timeout_keep_alive=max(1, self._settings.http_keep_alive_ms // 1000),
             timeout_graceful_shutdown=1,
         )
+        if security is not None and security.certificates is not None:
+            config.load()
+            config.ssl = server_context(security.certificates)
         self._server = _Server(config)
         self._serving = asyncio.ensure_future(self._server.serve(sockets=[self._socket]))
 
@@ -111,20 +131,28 @@ async def run_gateway(settings: GatewaySettings) -> int:
     log = get_logger()
     stopped, cut_short = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    try:
+        security = build_gateway_security(settings)
+        credentials = _worker_credentials(settings)
+    except (KeyFileError, TlsError, OSError) as error:  # they were right when the settings were read
+        log.error("error", code="CONFIG", message=str(error))
+        return EXIT_CONFIG
+    loop.add_signal_handler(signal.SIGHUP, security.reload)
 
     def on_signal() -> None:
         (cut_short if stopped.is_set() else stopped).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    server = GatewayServer(settings, settings.host, WorkerPool(settings.targets))
+    server = GatewayServer(settings, settings.host, WorkerPool(settings.targets, credentials), security=security)
     try:
         server.bind()
     except OSError as error:
         log.error("error", code="CANNOT_BIND", message=f"cannot listen on {settings.host}: {error.strerror}")
         return EXIT_CANNOT_BIND
     await server.start()
-    log.info("listening", host=settings.host, http_port=server.port, workers=len(server.gateway.pool.workers))
+    workers = len(server.gateway.pool.workers)
+    log.info("listening", host=settings.host, http_port=server.port, workers=workers, **security.describe())
     await stopped.wait()
     log.info("drain_start", seconds=settings.drain_seconds)
     stopping = asyncio.ensure_future(server.stop(settings.drain_seconds))
@@ -136,3 +164,12 @@ async def run_gateway(settings: GatewaySettings) -> int:
         await asyncio.wait([stopping])
     log.info("shutdown")
     return EXIT_OK
+
+
+def _worker_credentials(settings: GatewaySettings) -> ChannelCredentials | None:
+    """Raises OSError: a file cannot be read."""
+    if not (settings.target_tls or settings.target_ca_file or settings.target_cert_file):
+        return None
+    return channel_credentials(
+        settings.target_ca_file or None, settings.target_cert_file or None, settings.target_key_file or None
+    )

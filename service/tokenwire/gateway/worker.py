@@ -159,6 +159,8 @@ def error_from_call(error: grpc.aio.AioRpcError, event: pb.Error | None = None) 
             limit=_number(told.metadata.get("limit")),
             actual=_number(told.metadata.get("actual")),
             phase=told.metadata.get("phase"),
+            quota=told.metadata.get("quota"),
+            cause=told.metadata.get("cause"),
             retry_after_ms=None if told.retry_after_s is None else int(told.retry_after_s * 1000),
         )
     # The library's own text may name addresses: it goes to the log only.

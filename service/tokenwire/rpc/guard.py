@@ -12,7 +12,14 @@ import grpc
 
 from tokenwire.errors import TokenwireError
 from tokenwire.observe.logging import bind_context
-from tokenwire.security.guard import Admission, Credentials, Guard, certificate_identity, set_current_admission
+from tokenwire.security.guard import (
+    VOUCHED_KEY,
+    Admission,
+    Credentials,
+    Guard,
+    certificate_identity,
+    set_current_admission,
+)
 from tokenwire.security.policy import Rule, method_rule
 
 if TYPE_CHECKING:
@@ -46,7 +53,10 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 return _refusing(error)
 
         def admit(context: Any) -> Admission:
-            identity = peer_identity(context.auth_context()) if needs_certificate else None
+            identity = None
+            if needs_certificate:
+                vouched = (self._guard.vouched(value) for value in _values(metadata, VOUCHED_KEY))
+                identity = next(vouched, None) or peer_identity(context.auth_context())
             credentials = Credentials(authorization, api_keys, identity)
             admission = self._guard.admit(rule, self._guard.authorize(rule, credentials))
             if not self._guard.is_open and (rule is None or not rule.public):

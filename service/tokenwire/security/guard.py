@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -19,6 +21,9 @@ from tokenwire.security.principal import ANONYMOUS, DEFAULT_SCOPES, Principal, Q
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# Metadata with `Guard.vouch`, from the HTTP port of this process to its gRPC port.
+VOUCHED_KEY = "x-tokenwire-vouched"
 
 # Longer identities are refused: they end up in logs and in memory.
 MAX_IDENTITY_CHARS = 256
@@ -153,6 +158,8 @@ class Guard:
         self._wall_clock = wall_clock
         self._ring = read_keys(keys_file) if keys_file is not None else KeyRing()
         self._admissions: dict[str, set[Admission]] = {}
+        # Known to the ports of this process alone: with it, one tells another whose certificate it has verified.
+        self._port_secret = secrets.token_urlsafe(32)
         self._anonymous = Principal(ANONYMOUS.name, ANONYMOUS.tenant, ANONYMOUS.scopes, self._each)
 
     @property
@@ -172,6 +179,16 @@ class Guard:
     @property
     def limiter(self) -> Limiter:
         return self._limiter
+
+    def vouch(self, identity: str) -> str:
+        """For another port of this process: that it verified a client certificate of this identity."""
+        return f"{self._port_secret} {identity}"
+
+    def vouched(self, value: str) -> str | None:
+        """The identity that `vouch` was given; None if nobody here did."""
+        secret, _, identity = value.partition(" ")
+        right = hmac.compare_digest(secret.encode("utf-8", "replace"), self._port_secret.encode())
+        return identity if right and identity else None
 
     def needs_certificate(self, credentials: Credentials) -> bool:
         """Whether a certificate can change the decision: a key, where keys are known, says who calls by itself."""

@@ -42,6 +42,37 @@ METHODS: dict[str, Rule] = {
     "/grpc.reflection.v1alpha.ServerReflection/*": ANY_CREDENTIAL,
 }
 
+# By path of HTTP, whatever its method: a path has one use. `*` at the end stands for the rest of the path.
+ROUTES: dict[str, Rule] = {
+    "/": PUBLIC,
+    "/openapi.json": PUBLIC,
+    "/static/*": PUBLIC,
+    "/health": PUBLIC,
+    "/health/*": PUBLIC,
+    "/execute": GENERATE,
+    "/v2/execute": GENERATE,
+    "/execute/*": EXECUTE,
+    "/cancel": CANCEL,
+    "/v1/models": EXECUTE,
+    "/v1/models/*": EXECUTE,
+    "/v1/completions": GENERATE,
+    "/v1/chat/completions": GENERATE,
+    "/metrics": MONITOR,
+    "/shutdown": ADMIN,
+}
+
+
+def route_rule(path: str) -> Rule | None:
+    """The rule of a path, as the client sent it but for percent-encoding; None: refused to everyone.
+
+    No path is made simpler first, so that `/health/../cancel` is what it is: no path of ours.
+    """
+    rule = ROUTES.get(path)
+    while rule is None and path:
+        path = path.rpartition("/")[0]
+        rule = ROUTES.get(f"{path}/*")
+    return rule
+
 
 def method_rule(method: str) -> Rule | None:
     """The rule of a gRPC method, given as `/package.Service/Method`; None: refused to everyone."""

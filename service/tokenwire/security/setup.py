@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenwire.config import Settings
+from tokenwire.http_config import GatewaySettings, HttpSettings
 from tokenwire.observe.logging import get_logger
 from tokenwire.security.guard import Guard
 from tokenwire.security.key_file import KeyFileError, read_keys
@@ -64,8 +65,25 @@ def build_security(settings: Settings) -> Security:
             settings.total_requests_per_minute, settings.total_tokens_per_minute, settings.total_concurrent_requests
         ),
     )
+    return Security(guard, _certificates(settings))
+
+
+def build_gateway_security(settings: GatewaySettings) -> Security:
+    """For a gateway apart from its workers, which do the counting.
+
+    Raises:
+        KeyFileError, TlsError: a file is not usable.
+    """
+    guard = Guard(
+        Path(settings.api_keys_file) if settings.api_keys_file else None,
+        client_certificates=bool(settings.tls_client_ca_file),
+    )
+    return Security(guard, _certificates(settings))
+
+
+def _certificates(settings: HttpSettings) -> CertificateSource | None:
     files = _tls_files(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
-    return Security(guard, CertificateSource(files) if files is not None else None)
+    return CertificateSource(files) if files is not None else None
 
 
 def file_problems(values: Mapping[str, object]) -> list[str]:
@@ -87,6 +105,12 @@ def file_problems(values: Mapping[str, object]) -> list[str]:
             read_certificates(files)
         except TlsError as error:
             problems += error.problems
+    for name in ("target_ca_file", "target_cert_file", "target_key_file"):
+        if text(name):
+            try:
+                Path(text(name)).read_bytes()
+            except OSError as error:
+                problems.append(f"{name} ({text(name)}): cannot be read: {error.strerror}")
     return problems
 
 
