@@ -46,7 +46,9 @@ METHODS: dict[str, Rule] = {
 ROUTES: dict[str, Rule] = {
     "/": PUBLIC,
     "/openapi.json": PUBLIC,
-    "/static/*": PUBLIC,
+    "/page.css": PUBLIC,
+    "/page.js": PUBLIC,
+    "/icon.svg": PUBLIC,
     "/health": PUBLIC,
     "/health/*": PUBLIC,
     "/execute": GENERATE,
