@@ -24,8 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import free_port
+from benchmarks.report import Row, Target, with_target, write_report
 
-Row = dict[str, object]
+# By model, format, what, streams and prompt: the H200's figures in docs/cuda.md.
+TARGETS = {
+    ("qwen2.5-0.5b", "BF16", "start to ready", 1, 0): Target(1.4, 1.0, 0.68),
+    ("qwen2.5-0.5b", "BF16", "TTFT through gRPC", 1, 128): Target(5, 3, 8.0),
+    ("qwen2.5-0.5b", "BF16", "TTFT through gRPC", 1, 512): Target(7, 4.5, 8.7),
+    ("qwen2.5-0.5b", "BF16", "served", 64, 128): Target(28_000, 43_000, 28_351),
+    ("qwen2.5-0.5b", "BF16", "served", 256, 128): Target(55_000, 90_000, 55_438),
+    ("llama-3.1-8b", "Q4_K", "start to ready", 1, 0): Target(2.0, 1.5, 0.98),
+}
 
 START_TIMEOUT_S = 120.0
 POLL_S = 0.005
@@ -98,20 +107,14 @@ def measure(model: Path, arguments: argparse.Namespace) -> list[Row]:
 
     def report(what: str, streams: int, values: list[float], unit: str, note: str = "", prompt: int = 0) -> None:
         value = statistics.median(values)
-        rows.append(
-            {
-                "model": model.stem,
-                "format": line.get("quant_kind", ""),
-                "what": what,
-                "batch": streams,
-                "prompt": prompt,
-                "value": round(value, 4),
-                "unit": unit,
-                "runs": [round(run, 4) for run in values],
-            }
-        )
+        name, kind = str(line["model"]).removesuffix(", random weights"), str(line["quant_kind"])
+        runs = [round(run, 4) for run in values]
+        row = Row(name, kind, what, streams, prompt, round(value, 4), unit, runs)
+        target = TARGETS.get((name, kind, what, streams, prompt))
+        rows.append(with_target(row, target))
         spread = f"{min(values):.3f}-{max(values):.3f}"
-        print(f"{model.stem:24} {what:22} B={streams:<4} {value:10.3f} {unit:6} ({spread}) {note}", flush=True)
+        wanted = "" if target is None else f", must {target.must:g}, goal {target.goal:g}"
+        print(f"{name:16} {what:18} B={streams:<4} {value:10.3f} {unit:6} ({spread}{wanted}) {note}", flush=True)
 
     model.read_bytes()  # into the page cache
     starts = []
@@ -123,10 +126,10 @@ def measure(model: Path, arguments: argparse.Namespace) -> list[Row]:
         line = ready.line
         held = ", ".join(f"{name} {line[name] / 2**20:.0f} MiB" for name in ("weight_bytes", "kv_bytes"))
         report("start to ready", 1, starts, "s", f"load {line['seconds']} s on {line['device_name']}, {held}")
-        for prompt in (int(count) for count in arguments.prompts.split(",")):
+        for prompt in (int(count) for count in arguments.prompts.split(",") if count):
             times = [bench(ready.target, 1, 20, prompt, 8, 1)["ttft_ms"]["p50"] for _ in range(arguments.runs)]
             report("TTFT through gRPC", 1, times, "ms", f"prompt {prompt}", prompt)
-        for streams in (int(count) for count in arguments.streams.split(",")):
+        for streams in (int(count) for count in arguments.streams.split(",") if count):
             processes = min(arguments.processes, streams)
             runs = [
                 bench(ready.target, streams, arguments.waves * streams, 128, arguments.max_tokens, processes)
@@ -153,7 +156,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [row for model in arguments.models for row in measure(model, arguments)]
     if arguments.json:
-        arguments.json.write_text(json.dumps({"command": sys.argv, "rows": rows}, indent=1) + "\n")
+        write_report(arguments.json, rows)
 
 
 if __name__ == "__main__":
