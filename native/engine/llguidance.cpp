@@ -71,15 +71,11 @@ std::string one_line(std::string text) {
   const size_t named = text.rfind(kMark);
   if (named != std::string::npos) text.erase(0, named + std::char_traits<char>::length(kMark));
   text.erase(std::min(text.find('\n'), text.size()));
+  // What the author wrote may stand in it, and may be anything.
   for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
+    if (c < 0x20 || c > 0x7E) c = '?';
   }
-  if (text.size() > kMaxReasonBytes) {
-    size_t end = kMaxReasonBytes;
-    while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
-    text.resize(end);
-    text += "…";
-  }
+  if (text.size() > kMaxReasonBytes) text.replace(kMaxReasonBytes, std::string::npos, "...");
   return text;
 }
 

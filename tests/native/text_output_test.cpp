@@ -19,6 +19,7 @@ std::string all_of(TextOutput* output, const std::vector<std::string>& pieces) {
 
 }  // namespace
 
+// U4
 TEST(a_character_split_over_tokens_waits) {
   TextOutput output({});
   CHECK_EQ(output.push("a\xF0\x9F"), std::string());

@@ -73,15 +73,17 @@ async def compile_format(
     if any(check_format(wanted, max_bytes)):
         return None, []
     try:
-        return await grammars.get(wanted.kind, _spaced(wanted) if wanted.kind == "json_schema" else wanted.text), []
+        return await grammars.get(wanted.kind, grammar_text(wanted)), []
     except GrammarError as error:
         reason = "GRAMMAR_TOO_COMPLEX" if error.too_complex else "GRAMMAR_INVALID"
         return None, [wanted.violation(reason, "compiles", f"cannot be compiled: {error}")]
 
 
-def _spaced(wanted: ResponseFormat) -> str:
-    schema = json.loads(wanted.text)
-    return json.dumps({_GUIDANCE: _SPACING, **schema})
+def grammar_text(wanted: ResponseFormat) -> str:
+    """What is compiled for a format in which `check_format` found nothing."""
+    if wanted.kind != "json_schema":
+        return wanted.text
+    return json.dumps({_GUIDANCE: _SPACING, **json.loads(wanted.text)})
 
 
 def _check_schema(wanted: ResponseFormat) -> Iterator[FieldViolation]:
