@@ -133,6 +133,10 @@ class Transcript:
         return len(self._ids)
 
     @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(self._ids)
+
+    @property
     def text(self) -> str:
         return "".join(self._texts)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from e2e.helpers import Transcript, only_when_asked, say
-from service.worker_process import Process
+from e2e.helpers_process import running
 from tokenwire.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc
 from tokenwire.v1 import inference_pb2 as pb
 from unit.gguf_builder import tiny_llama
 
-SCRIPT = Path(__file__).parents[1] / "service" / "fake_worker.py"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 NUM_STREAMS = 16
@@ -31,25 +27,6 @@ NUM_STREAMS = 16
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", dtype="Q4_1", context=16384).path)
-
-
-@asynccontextmanager
-async def running(model: Path, scenario: str = "real", **flags: object) -> AsyncIterator[Process]:
-    """A worker process with a real engine, its log read from stderr."""
-    settings = {"model": str(model), "num_threads": 1, "max_tokens_out": 15000, "kv_cache_size_mb": 64, **flags}
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, SCRIPT, scenario, json.dumps(settings), stderr=asyncio.subprocess.PIPE
-    )
-    process = Process(child)
-    try:
-        await process.connect()
-        yield process
-    finally:
-        if process.channel is not None:
-            await process.channel.close()
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
 
 
 def job(number: int, max_tokens: int) -> pb.ExecuteRequest:
