@@ -26,7 +26,7 @@ from tokenwire.v1 import admin_pb2, admin_pb2_grpc
 from tokenwire.v1 import inference_pb2 as pb
 from unit.gguf_builder import tiny_llama
 
-SHORT_S, LONG_S = 12, 3600
+SHORT_S, LONG_S = 8, 3600
 STREAMS = 8
 MIX = {"normal": 60, "cancel": 20, "slow": 10, "bad": 5, "deadline": 5}
 NUM_REQUESTS = 40  # different ones, so that each can be compared with its answer alone
