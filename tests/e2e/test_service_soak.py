@@ -106,7 +106,7 @@ class Client:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await self.stub.Execute(bad).read()
             return str(caught.value.code().name)
-        timeout_s = self.rng.uniform(0.002, 0.05) if kind == "deadline" else 60
+        timeout_s = self.rng.uniform(0.002, 0.02) if kind == "deadline" else 60
         call = self.stub.Execute(request.message(job_id), timeout=timeout_s)
         transcript = Transcript()
         cancelling = asyncio.ensure_future(self._cancel(job_id)) if kind == "cancel" else None
@@ -131,7 +131,7 @@ class Client:
         return status.name
 
     async def _cancel(self, job_id: str) -> None:
-        await asyncio.sleep(self.rng.uniform(0, 0.05))
+        await asyncio.sleep(self.rng.uniform(0, 0.015))
         # It may come before its job, or after its end.
         await self.stub.Cancel(pb.CancelRequest(job_id=job_id))
 
