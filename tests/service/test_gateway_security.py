@@ -259,6 +259,23 @@ async def test_another_keys_job_is_not_found_over_http(start_both: Any, tmp_path
         assert any('"CANCELLED"' in line for line in [line async for line in lines])
 
 
+async def test_equal_ids_of_two_tenants_are_told_apart_on_several_workers(
+    start_worker: Any, start_gateway: Any, tmp_path: Path
+) -> None:
+    alice, bob = create_key("alice", USER), create_key("bob", USER)
+    path = save(tmp_path / "keys.json", alice, bob)
+    workers = [await start_worker(guard=Guard(path)) for _ in range(2)]
+    gateway = await start_gateway(*(worker.target for worker in workers))
+    async with (
+        gateway.http.stream("POST", "/execute", json=body("same"), headers=bearer(alice)),
+        gateway.http.stream("POST", "/execute", json=body("same"), headers=bearer(bob)),
+    ):
+        assert [len(worker.fake.jobs) for worker in workers] == [1, 1]
+        for who in (alice, bob):
+            response = await gateway.http.post("/cancel", json={"job_id": "same"}, headers=bearer(who))
+            assert response.json()["outcome"] == "cancelled"
+
+
 def tls_client(ca: Authority, pair: Pair | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(ca.cert))
     if pair is not None:

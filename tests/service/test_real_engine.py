@@ -21,6 +21,8 @@ from tokenwire.models import resolve
 from tokenwire.rpc.server import build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
+from tokenwire.security.guard import Admission
+from tokenwire.security.principal import Principal, Scope
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc
 
@@ -130,6 +132,27 @@ async def test_the_stream_is_whole_ordered_and_accounted_for(real: RealWorker) -
     digest = hashlib.sha256(b"".join(struct.pack("<I", token_id) for token_id in ids_of(events)))
     assert end.digest == digest.hexdigest()
     assert len(text_of(events)) > 20
+
+
+async def test_a_prompt_is_cached_for_its_tenant_alone(real: RealWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell by time or count whether another tenant sent a prompt; the bytes are the same for all."""
+    tenant = "acme"
+
+    def admission() -> Admission:
+        return Admission(Principal(f"key:{tenant}", tenant, frozenset(Scope)), None, lambda _: None)
+
+    monkeypatch.setattr("tokenwire.rpc.inference.current_admission", admission)
+    secret: dict[str, Any] = {"prompt": TEXT * 6, "max_tokens": 4, "temperature": 0}
+    first = await generate(real, "a", **secret)
+    again = await generate(real, "b", **secret)
+    assert again[0].started.cached_tokens > 64
+    for tenant in ("globex", "key:acme"):
+        for salt in (None, "acme", "tokenwire tenant 4 acme"):
+            other = await generate(real, f"{tenant}-{salt}".replace(" ", "."), **secret, cache_salt=salt)
+            assert other[0].started.cached_tokens == 0
+            assert ids_of(other) == ids_of(first)
+    tenant = "acme"
+    assert (await generate(real, "c", **secret))[0].started.cached_tokens > 64
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

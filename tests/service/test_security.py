@@ -515,6 +515,80 @@ async def test_limits_hold_on_an_open_worker_too(start_worker: Any, request_of: 
     retry_after_ms(await failure_of(worker.stub.Execute(request_of("b"))))
 
 
+DETACHED = {"detach": True, "attach_token": "a-token-of-many-letters"}
+
+
+async def test_a_detached_job_counts_as_open_until_it_ends(start_worker: Any, keys: Keys, request_of: Request) -> None:
+    """Else a caller could leave one after the other behind and have as many run as it likes."""
+    new = keys.add(concurrent_requests=1)
+    guard = Guard(keys.path)
+    worker = await start_worker(guard=guard)
+    call = worker.stub.Execute(request_of("left", **DETACHED), metadata=bearer(new))
+    assert (await call.read()).HasField("started")
+    call.cancel()
+    for _ in range(3):
+        retry_after_ms(await failure_of(worker.stub.Execute(request_of("next"), metadata=bearer(new))))
+    worker.fake.step(3)
+    await until(lambda: guard.num_open == 0)
+    worker.fake.eager = True
+    await run_to_end(worker.stub.Execute(request_of("next"), metadata=bearer(new)))
+    attach = pb.AttachRequest(job_id="left", attach_token=DETACHED["attach_token"])
+    assert (await run_to_end(worker.stub.Attach(attach, metadata=bearer(new))))[-1].HasField("end")
+
+
+async def test_a_detached_job_settles_its_tokens_when_it_ends(
+    start_worker: Any, keys: Keys, request_of: Request
+) -> None:
+    new = keys.add(tokens_per_minute=100)
+    worker = await start_worker(guard=Guard(keys.path, clock=FakeClock()))
+    call = worker.stub.Execute(request_of("left", max_tokens=90, **DETACHED), metadata=bearer(new))
+    assert (await call.read()).HasField("started")
+    call.cancel()
+    wanted = request_of("next", max_tokens=85)
+    retry_after_ms(await failure_of(worker.stub.Execute(wanted, metadata=bearer(new))))
+    worker.fake.step(3)
+    await until(lambda: worker.engine.num_live == 0)
+    worker.fake.eager = True
+    assert (await run_to_end(worker.stub.Execute(wanted, metadata=bearer(new))))[-1].HasField("end")
+
+
+async def test_a_revoked_key_ends_what_it_left_behind_and_what_it_reads(
+    start_worker: Any, keys: Keys, request_of: Request
+) -> None:
+    revoked, kept = keys.add("revoked", tenant="acme"), keys.add("kept", tenant="acme")
+    guard = Guard(keys.path)
+    worker = await start_worker(guard=guard)
+    for job_id, key in (("gone", revoked), ("stays", kept)):
+        call = worker.stub.Execute(request_of(job_id, **DETACHED), metadata=bearer(key))
+        assert (await call.read()).HasField("started")
+        call.cancel()
+    attach = pb.AttachRequest(job_id="stays", attach_token=DETACHED["attach_token"])
+    reads = worker.stub.Attach(attach, metadata=bearer(revoked))
+    assert (await reads.read()).HasField("started")
+    keys.remove(revoked)
+    assert guard.reload() == 2
+    await until(lambda: not next(job for job in worker.fake.jobs if job.spec["job_id"] == "gone").live)
+    worker.fake.step(3)
+    events = [await asyncio.wait_for(reads.read(), 20) for _ in range(2)]
+    assert [event.WhichOneof("event") for event in events] == ["metrics", "error"]
+    assert (await failure_of(reads)).code() is grpc.StatusCode.UNAUTHENTICATED
+    assert (await run_to_end(worker.stub.Attach(attach, metadata=bearer(kept))))[-1].HasField("end")
+
+
+async def test_a_detached_job_is_nobody_elses(start_worker: Any, keys: Keys, request_of: Request) -> None:
+    """Another tenant may neither attach, even with the secret, nor stop it, whose readers go on."""
+    alice, bob = keys.add("alice"), keys.add("bob")
+    worker = await start_worker(guard=Guard(keys.path))
+    call = worker.stub.Execute(request_of("job", **DETACHED), metadata=bearer(alice))
+    assert (await call.read()).HasField("started")
+    attach = pb.AttachRequest(job_id="job", attach_token=DETACHED["attach_token"])
+    assert (await failure_of(worker.stub.Attach(attach, metadata=bearer(bob)))).code() is grpc.StatusCode.NOT_FOUND
+    answer = await worker.stub.Cancel(pb.CancelRequest(job_id="job"), metadata=bearer(bob))
+    assert answer.outcome == pb.CancelResponse.OUTCOME_NOT_FOUND
+    worker.fake.step(3)
+    assert (await run_to_end(call))[-1].HasField("end")
+
+
 async def test_wrong_keys_spend_nobodys_rate_and_no_memory(start_worker: Any, keys: Keys, request_of: Request) -> None:
     new = keys.add()
     guard = Guard(keys.path, each=Quota(requests_per_minute=1), overall=Quota(requests_per_minute=1))

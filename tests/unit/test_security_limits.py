@@ -36,7 +36,7 @@ def refusal(call: Any, *arguments: Any) -> TokenwireError:
     return error
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5)), min_size=1, max_size=80),
     st.integers(5, 20),

@@ -100,6 +100,11 @@ class WorkerPool:
         workers = self.holders(job_id)
         answers = await asyncio.gather(*(worker.cancel(job_id, metadata) for worker in workers), return_exceptions=True)
         responses = [answer for answer in answers if isinstance(answer, pb.CancelResponse)]
+        # Ids belong to their tenants, so that the job known here may be another's of the same id.
+        others = [worker for worker in self.workers if worker not in workers]
+        if others and not any(response.outcome in _CANCEL_RANK for response in responses):
+            more = await asyncio.gather(*(worker.cancel(job_id, metadata) for worker in others), return_exceptions=True)
+            responses += [answer for answer in more if isinstance(answer, pb.CancelResponse)]
         if responses:
             return max(responses, key=lambda response: _CANCEL_RANK.get(response.outcome, 0))
         for answer in answers:

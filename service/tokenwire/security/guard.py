@@ -88,17 +88,19 @@ class Admission:
 
     @contextlib.contextmanager
     def keep_open(self) -> Iterator[None]:
-        """For work that outlives the call: it counts as open until this ends, and no longer until `close`."""
+        """For work that outlives the call: until this ends it counts as open, and ends with its credential."""
         self._kept = True
         try:
             yield
         finally:
-            if self._request is not None:
-                self._request.close()
+            self._kept = False
+            self.close()
 
     def close(self) -> None:
-        """Idempotent."""
-        if self._request is not None and not self._kept:
+        """The call is over. Idempotent."""
+        if self._kept:
+            return
+        if self._request is not None:
             self._request.close()
         self._on_close(self)
 
