@@ -159,6 +159,7 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
             await ports.open_admin(state, Control(stop=signals.first.set, is_stopping=signals.first.is_set))
             await ports.open_http(port, state)
             log.info("listening", host=settings.host, port=port, **ports.others(), **security.describe())
+            security.warn_if_plain(settings.allow_remote)
             model = await _load_model(settings, load, state, signals, die)
             if model is None:
                 log.info("shutdown", during="loading")

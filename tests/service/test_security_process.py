@@ -150,3 +150,13 @@ def _cancel() -> Any:
     from tokenwire.v1 import inference_pb2 as pb
 
     return pb.CancelRequest(job_id="x")
+
+
+async def test_a_remote_worker_without_tls_says_so(start: Any, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    save(keys, create_key("k"))
+    worker = await start("eager", api_keys_file=str(keys), allow_remote=True)
+    assert "unencrypted" in (await worker.log_line("plain_text"))["message"]
+    await worker.log_line("ready")
+    worker.process.send_signal(signal.SIGTERM)
+    assert await worker.exit_status() == 0

@@ -14,7 +14,7 @@ from tokenwire.security.guard import Credentials, Guard, current_admission
 from tokenwire.security.key_file import write_keys
 from tokenwire.security.keys import KeyRing, create_key
 from tokenwire.security.limits import MAX_PRINCIPALS
-from tokenwire.security.policy import GENERATE, METHODS, PUBLIC, ROUTES, method_rule
+from tokenwire.security.policy import GENERATE, METHODS, PUBLIC, ROUTES, markdown_table, method_rule
 from tokenwire.security.principal import ANONYMOUS, Quota, Scope
 
 KEY = create_key("k")
@@ -140,3 +140,8 @@ def test_a_revocation_that_comes_first_is_not_missed(keys_file: Path) -> None:
 
 def test_without_a_guard_everyone_is_anonymous() -> None:
     assert current_admission().principal is ANONYMOUS
+
+
+def test_the_documentation_shows_the_policy_in_force() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    assert markdown_table() in text

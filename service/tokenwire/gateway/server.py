@@ -153,6 +153,7 @@ async def run_gateway(settings: GatewaySettings) -> int:
     await server.start()
     workers = len(server.gateway.pool.workers)
     log.info("listening", host=settings.host, http_port=server.port, workers=workers, **security.describe())
+    security.warn_if_plain(settings.allow_remote)
     await stopped.wait()
     log.info("drain_start", seconds=settings.drain_seconds)
     stopping = asyncio.ensure_future(server.stop(settings.drain_seconds))

@@ -83,3 +83,12 @@ def method_rule(method: str) -> Rule | None:
         service = method.rpartition("/")[0]
         rule = METHODS.get(f"{service}/*")
     return rule
+
+
+def markdown_table() -> str:
+    """The table as docs/security.md shows it."""
+    lines = ["| gRPC method, or HTTP path | Needs | Counts against the limits |", "|---|---|---|"]
+    for name, rule in {**METHODS, **ROUTES}.items():
+        needs = "nothing" if rule.public else "any credential" if rule.scope is None else f"`{rule.scope.value}`"
+        lines.append(f"| `{name}` | {needs} | {'yes' if rule.limited else 'no'} |")
+    return "\n".join(lines) + "\n"

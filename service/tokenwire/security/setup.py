@@ -35,6 +35,12 @@ class Security:
             fields["keys"] = self.guard.num_keys
         return fields
 
+    def warn_if_plain(self, allow_remote: bool) -> None:
+        """Says so where other machines may connect and nothing is encrypted here."""
+        if allow_remote and self.certificates is None:
+            message = "keys and prompts travel unencrypted unless a proxy or a mesh encrypts them: see tls_cert_file"
+            get_logger().warning("plain_text", message=message)
+
     def reload(self) -> None:
         """Reads keys and certificates anew; a file that is not usable changes nothing and is logged."""
         log = get_logger()
