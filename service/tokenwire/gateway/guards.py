@@ -49,7 +49,8 @@ class Errors:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                extra = (*_SECURITY_HEADERS, (b"x-correlation-id", echoed), (b"x-request-id", echoed))
+                extra = [*_SECURITY_HEADERS, (b"x-correlation-id", echoed), (b"x-request-id", echoed)]
+                extra += scope.get("tokenwire.cors", ())
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
@@ -135,13 +136,9 @@ class Origins:
             raise HttpError("ORIGIN_NOT_ALLOWED")
         if scope["method"] == "OPTIONS" and headers(scope, b"access-control-request-method"):
             return await _answer_preflight(send, origins[0])
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start" and listed:
-                message["headers"] = [*message["headers"], *_cors(origins[0])]
-            await send(message)
-
-        return await self._app(scope, receive, answer)
+        if listed:  # read by the outermost layer, so that a page can read refusals too
+            scope["tokenwire.cors"] = _cors(origins[0])
+        return await self._app(scope, receive, send)
 
 
 def _is_same(origin: str, host: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import uuid
 from typing import Any
 
@@ -17,6 +18,8 @@ from tokenwire.http_config import HttpSettings
 from tokenwire.observe.logging import get_logger
 
 MAX_PIPELINED = 8
+
+_METHOD = re.compile(rb"[A-Za-z-]{1,32} ")
 
 # What HTTP adds to a header field: colon, space and line end.
 _FIELD_OVERHEAD = 4
@@ -39,7 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._head_bytes = 0
-        self._num_pipelined = 0
+        self._unparsed_bytes = 0
         self._reading_head = True
         self._refused = False
 
@@ -68,20 +71,21 @@ class BoundedProtocol(HttpToolsProtocol):
             self._set_deadline(self.bounds.http_header_timeout_ms)
         if self._reading_head:
             # A head without an end would grow in the parser, unseen by on_header.
-            self._head_bytes += len(data)
+            self._unparsed_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._refuse(HttpError("MALFORMED_HTTP", "this server speaks HTTP/1.1 only"))
         except httptools.HttpParserInvalidMethodError:
-            self._refuse(HttpError("METHOD_NOT_ALLOWED"))
+            is_method = _METHOD.match(data) is not None
+            self._refuse(HttpError("METHOD_NOT_ALLOWED" if is_method else "MALFORMED_HTTP"))
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self._refuse(cause if isinstance(cause, HttpError) else HttpError("MALFORMED_HTTP"))
         except httptools.HttpParserError:
             self._refuse(HttpError("MALFORMED_HTTP"))
         else:
-            if self._reading_head and self._head_bytes > self.bounds.http_max_header_bytes:
+            if self._reading_head and self._unparsed_bytes > self.bounds.http_max_header_bytes:
                 self._refuse(HttpError("HEADERS_TOO_LARGE"))
 
     # Parser callbacks
@@ -109,12 +113,14 @@ class BoundedProtocol(HttpToolsProtocol):
             raise HttpError("MALFORMED_HTTP", "this server speaks HTTP/1.1 only")
         if names.count(b"content-length") > 1 or (b"content-length" in names and b"transfer-encoding" in names):
             raise HttpError("MALFORMED_HTTP", "the length of the body is ambiguous")
+        if any(name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers):
+            raise HttpError("MALFORMED_HTTP", "a body may be chunked, and nothing else")
         if any(value[:1] in b"+-" for name, value in self.headers if name == b"content-length"):
             raise HttpError("MALFORMED_HTTP", "the length of the body is not a number")
         if not self.url.startswith(b"/") and not self.url.startswith((b"http://", b"https://")):
             raise HttpError("MALFORMED_HTTP")
         self._reading_head = False
-        self._head_bytes = 0
+        self._unparsed_bytes = 0
         self._set_deadline(self.bounds.http_body_timeout_ms)
         super().on_headers_complete()
         if len(self.pipeline) >= MAX_PIPELINED - 1:

@@ -111,7 +111,7 @@ class GatewayServer:
         self._stopped = True
         if self._server is not None and self._serving is not None:
             self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
-            self._server.should_exit = True
+            self._server.told_to_stop.set()
             await self._serving
         elif self._socket is not None:
             self._socket.close()
@@ -119,6 +119,33 @@ class GatewayServer:
 
 
 class _Server(uvicorn.Server):
+    """uvicorn's server without its signals and without its pauses: it stops when it is told to, and then at once."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.told_to_stop = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        while not self.told_to_stop.is_set():
+            await self.on_tick(0)  # which keeps the date in headers
+            try:
+                await asyncio.wait_for(self.told_to_stop.wait(), 1.0)
+            except asyncio.TimeoutError:
+                pass
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        tasks = set(self.server_state.tasks)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self.config.timeout_graceful_shutdown)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=1.0)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Signals belong to the process, which stops this server in its turn."""

@@ -1,0 +1,436 @@
+"""Every case of bad HTTP and bad text that applies (docs/bad-input.md), each with its exact outcome.
+
+Beside each runs a stream that must not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import resource
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tokenwire.engine.fake import FakeEngine
+
+JSON = {"content-type": "application/json"}
+HEAD = b"POST /execute HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+BODY = b'{"job_id":"j","prompt":"x"}'
+GET = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@pytest.fixture
+async def gateway(worker: Any, start_gateway: Any) -> AsyncIterator[Any]:
+    """A gateway in front of `worker`, which streams beside whatever the test does and must not notice."""
+    gateway = await start_gateway(
+        worker.target,
+        http_max_body_bytes=2**20,
+        http_header_timeout_ms=400,
+        http_body_timeout_ms=600,
+        http_allowed_hosts="Models.Example",
+        http_allowed_origins="https://app.example",
+    )
+    body = {"job_id": "canary", "prompt": "x"}
+    async with gateway.http.stream("POST", "/execute", json=body) as canary:
+        lines = canary.aiter_lines()
+        assert await anext(lines) == "event: started"
+        job = await worker.submitted()
+        worker.fake.eager = True
+        yield gateway
+        assert (await gateway.http.get("/health/live")).status_code == 200
+        while job.live:
+            job.step()
+        text = "\n".join([line async for line in lines])
+    assert "event: end" in text
+    assert "".join(json.loads(data)["t"] for data in re.findall(r'^data: (\{"t".*)$', text, re.M)) == "Hello world!"
+    assert await worker.engine.wait_idle(10)
+
+
+def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the first response."""
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return int(first.split(" ")[1]), headers, rest
+
+
+async def post(gateway: Any, content: bytes | str, path: str = "/execute", **headers: str) -> httpx.Response:
+    response: httpx.Response = await gateway.http.post(path, content=content, headers={**JSON, **headers})
+    return response
+
+
+def reason(response: httpx.Response) -> str:
+    """The reason of the first refused field."""
+    assert response.json()["error"]["code"] == "INVALID_REQUEST"
+    return str(response.json()["error"]["details"]["fields"][0]["reason"])
+
+
+# What must not get past the parser: bytes, status, and whether the connection closes by itself.
+RAW = {
+    "H1 one large header": (GET[:-2] + b"x: " + b"a" * 17_000 + b"\r\n\r\n", 431),
+    "H1 without an end": (GET[:-2] + b"x: " + b"a" * 20_000, 431),
+    "H1 a name without an end": (GET[:-2] + b"a" * 20_000, 431),
+    "H1 a path without an end": (b"GET /" + b"a" * 20_000, 431),
+    "H1 many headers": (GET[:-2] + b"".join(b"x-%d: a\r\n" % n for n in range(101)) + b"\r\n", 431),
+    "H2 negative length": (HEAD + b"content-length: -5\r\n\r\n" + BODY, 400),
+    "H2 signed length": (HEAD + b"content-length: +27\r\n\r\n" + BODY, 400),
+    "H2 two lengths": (HEAD + b"content-length: 27\r\ncontent-length: 28\r\n\r\n" + BODY, 400),
+    "H2 two equal lengths": (HEAD + b"content-length: 27\r\ncontent-length: 27\r\n\r\n" + BODY, 400),
+    "H2 length and chunks": (HEAD + b"content-length: 27\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "H2 chunks and length": (HEAD + b"transfer-encoding: chunked\r\ncontent-length: 27\r\n\r\n0\r\n\r\n", 400),
+    "H2 length in words": (HEAD + b"content-length: many\r\n\r\n" + BODY, 400),
+    "H2 huge length": (HEAD + b"content-length: 99999999999999999999999\r\n\r\n", 400),
+    "H2 unknown coding": (HEAD + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+    "H2 bad chunk": (HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n", 400),
+    "H16 no host": (b"GET /v1/models HTTP/1.1\r\nconnection: close\r\n\r\n", 400),
+    "H16 two hosts": (b"GET / HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\nconnection: close\r\n\r\n", 400),
+    "H19 unknown method": (b"FOO /execute HTTP/1.1\r\nhost: localhost\r\n\r\n", 405),
+    "H28 HTTP/0.9": (b"GET /health/live\r\n\r\n", 400),
+    "H28 HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+    "H28 HTTP/3.0": (b"GET / HTTP/3.0\r\nhost: localhost\r\n\r\n", 400),
+    "H28 h2c": (GET[:-2] + b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAA\r\n\r\n", 400),
+    "H28 websocket": (GET[:-2] + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n", 400),
+    "H28 smuggled line end": (b"GET / HTTP/1.1\r\nhost: localhost\r\nx: a\rb: c\r\n\r\n", 400),
+    "H28 bare line feeds": (b"GET / HTTP/1.1\nhost: localhost\n\n", 400),
+    "H28 space before colon": (b"GET / HTTP/1.1\r\nhost : localhost\r\n\r\n", 400),
+    "H28 folded header": (b"GET / HTTP/1.1\r\nhost: localhost\r\nx: a\r\n b\r\n\r\n", 400),
+    "H28 NUL in a header": (b"GET / HTTP/1.1\r\nhost: localhost\r\nx: a\x00b\r\n\r\n", 400),
+    "H28 TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 50, 400),
+    "H28 connect": (b"CONNECT evil.test:443 HTTP/1.1\r\nhost: localhost\r\n\r\n", 400),
+}
+
+
+@pytest.mark.parametrize(("sent", "status"), RAW.values(), ids=RAW.keys())
+async def test_malformed_http_is_answered_and_the_connection_closed(gateway: Any, sent: bytes, status: int) -> None:
+    got, headers, body = parsed(await gateway.raw(sent))
+    assert got == status
+    assert headers["connection"] == "close"
+    error = json.loads(body)["error"]
+    assert error["correlation_id"] == headers["x-correlation-id"]
+
+
+async def test_as_many_headers_as_allowed(gateway: Any) -> None:
+    """H1."""
+    padding = b"".join(b"x-%d: a\r\n" % n for n in range(98)) + b"connection: close\r\n"
+    assert parsed(await gateway.raw(GET[:-2] + padding + b"\r\n"))[0] == 200
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+async def test_a_large_body_is_refused_before_it_is_read(gateway: Any, declared: bool) -> None:
+    """H3."""
+    if declared:
+        parts = [HEAD + b"content-length: 2000000000\r\n\r\n"]
+    else:
+        chunk = b"10000\r\n" + b"a" * 65536 + b"\r\n"
+        parts = [HEAD + b"transfer-encoding: chunked\r\n\r\n", *[chunk] * 17]
+    status, headers, body = parsed(await gateway.raw(*parts))
+    assert (status, headers["connection"]) == (413, "close")
+    assert json.loads(body)["error"]["code"] == "BODY_TOO_LARGE"
+
+
+async def test_a_body_in_small_chunks_is_a_body_like_any(worker: Any, start_gateway: Any) -> None:
+    """H4."""
+    gateway = await start_gateway(worker.target)
+    worker.fake.eager = True
+    body = json.dumps({"job_id": "j", "prompt": "x", "padding": "p" * 300_000}).encode()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    head = HEAD + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    sent = [head, *(chunks[at : at + 65536] for at in range(0, len(chunks), 65536))]
+    status, _, answer = parsed(await gateway.raw(*sent))
+    assert status == 200
+    assert b"event: end" in answer
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+async def test_a_slow_head_and_a_slow_body_time_out(gateway: Any) -> None:
+    """H5. Sending a byte now and then does not help."""
+
+    async def drip(first: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        reading = asyncio.ensure_future(reader.read())
+        writer.write(first)
+        while not reading.done():
+            writer.write(b"a")
+            await asyncio.wait([reading], timeout=0.05)
+        writer.close()
+        return await reading
+
+    for first in (b"GET /", GET[:-2] + b"x: ", HEAD + b"content-length: 1000\r\n\r\n"):
+        status, headers, body = parsed(await asyncio.wait_for(drip(first), 20))
+        assert (status, headers["connection"]) == (408, "close")
+        assert json.loads(body)["error"]["code"] == "REQUEST_TIMEOUT"
+    # A connection on which nothing is sent is closed too.
+    assert parsed(await gateway.raw())[0] == 408
+
+
+NOT_JSON = {
+    "H6 empty": b"",
+    "H6 words": b"prompt=x",
+    "H6 byte order mark": b"\xef\xbb\xbf" + BODY,
+    "H6 trailing text": BODY + b"x",
+    "H6 two objects": BODY + BODY,
+    "H6 trailing comma": b'{"job_id":"j",}',
+    "H6 single quotes": b"{'job_id':'j'}",
+    "H6 comment": b'{"job_id":"j"/**/}',
+    "H6 control character": b'{"job_id":"\n"}',
+    "H6 UTF-16": BODY.decode().encode("utf-16-le"),
+    "H7 NaN": b'{"job_id":"j","prompt":"x","temperature":NaN}',
+    "H7 Infinity": b'{"job_id":"j","prompt":"x","temperature":-Infinity}',
+    "H7 1e999": b'{"job_id":"j","prompt":"x","temperature":1e999}',
+    "H8 duplicate key": b'{"job_id":"j","prompt":"x","prompt":"y"}',
+    "H8 deep duplicate key": b'{"job_id":"j","prompt":"x","logit_bias":{"1":1,"1":2}}',
+    "H9 5,000 digits": b'{"job_id":"j","prompt":"x","seed":' + b"9" * 5000 + b"}",
+    "H9 5,000 decimals": b'{"job_id":"j","prompt":"x","temperature":0.' + b"1" * 5000 + b"}",
+    "H10 depth 100,000": b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "H10 open depth 100,000": b"[" * 100_000,
+    "H10 depth 65": b'{"a":' + b"[" * 64 + b"]" * 64 + b"}",
+    "H11 array": b"[]",
+    "H11 string": b'"x"',
+    "H11 null": b"null",
+    "H11 number": b"1",
+    "H10 many values": b'{"a":[' + b",".join([b'""'] * 210_000) + b"," + b",".join([b"[]"] * 65) + b"]}",
+}
+
+
+@pytest.mark.parametrize("path", ["/execute", "/v1/chat/completions"])
+@pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON.keys())
+async def test_what_is_not_strict_json_is_refused(gateway: Any, path: str, body: bytes) -> None:
+    response = await post(gateway, body, path)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    if path == "/execute":
+        assert reason(response) == "INVALID_JSON"
+    else:
+        assert (error["code"], error["type"]) == ("invalid_json", "invalid_request_error")
+
+
+async def test_depth_is_measured_outside_strings(gateway: Any) -> None:
+    """H10. Brackets in a text are text, also behind escaped quotes and backslashes."""
+    prompt = '[{"\\' * 5000
+    assert (await post(gateway, json.dumps({"job_id": "j", "prompt": prompt, "max_tokens": 1}))).status_code == 400
+    prompt = '[{"\\' * 500
+    assert (await post(gateway, json.dumps({"job_id": "j", "prompt": prompt, "max_tokens": 1}))).status_code == 200
+
+
+WRONG_TYPES = [
+    ("max_tokens", True),
+    ("max_tokens", "1"),
+    ("max_tokens", 1.0),
+    ("seed", "1"),
+    ("top_k", 1.5),
+    ("temperature", "1"),
+    ("temperature", False),
+    ("temperature", [1]),
+    ("stop", 1),
+    ("stop", [1]),
+    ("stop", {"a": "b"}),
+    ("logit_bias", [1]),
+    ("prompt", 1),
+    ("prompt", ["x"]),
+    ("job_id", 1),
+    ("prompt_tokens", [True]),
+    ("prompt_tokens", "1"),
+    ("messages", {"role": "user"}),
+    ("detach", 1),
+    ("response_format", "json"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPES, ids=[f"{name}-{value}" for name, value in WRONG_TYPES])
+async def test_types_are_not_converted(gateway: Any, name: str, value: Any) -> None:
+    """H12."""
+    response = await post(gateway, json.dumps({"job_id": "j", "prompt": "x", name: value}))
+    assert response.status_code == 400
+    fields = {field["field"]: field["reason"] for field in response.json()["error"]["details"]["fields"]}
+    assert fields[name] == "TYPE"
+
+
+@pytest.mark.parametrize(
+    "media",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "application/jsonx"],
+)
+async def test_only_json_is_read(gateway: Any, media: str) -> None:
+    """H13. These are what a page elsewhere can send without asking first."""
+    response = await post(gateway, BODY, **{"content-type": media})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+async def test_accept(gateway: Any) -> None:
+    """H14."""
+    refused = await gateway.http.get("/v1/models", headers={"accept": "image/png"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (406, "not_acceptable")
+    assert (await gateway.http.get("/v1/models", headers={"accept": "application/json;q=0"})).status_code == 406
+    for accept in ("*/*", "application/json", "image/png, */*;q=0.1", "text/event-stream"):
+        assert (await gateway.http.get("/v1/models", headers={"accept": accept})).status_code == 200
+    bare = GET.replace(b"/health/live", b"/v1/models")[:-2] + b"connection: close\r\n\r\n"
+    assert parsed(await gateway.raw(bare))[0] == 200
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "zstd", "identity, gzip"])
+async def test_compressed_bodies_are_refused(gateway: Any, coding: str) -> None:
+    """H15."""
+    assert (await post(gateway, b"\x1f\x8b", **{"content-encoding": coding})).status_code == 415
+
+
+async def test_hosts(gateway: Any) -> None:
+    """H16. An address needs no permission: no page elsewhere can make it its own."""
+    for host in ("evil.test", "localhost.evil.test", "evil.test:80", "a b", "models.example.evil.test", "[x]"):
+        response = await gateway.http.get("/v1/models", headers={"host": host})
+        assert (response.status_code, response.json()["error"]["code"]) == (421, "host_not_allowed"), host
+    for host in ("localhost", "LOCALHOST:9", "127.0.0.1", "[::1]:8080", "models.example", "Models.Example:443"):
+        assert (await gateway.http.get("/v1/models", headers={"host": host})).status_code == 200, host
+    assert (await gateway.http.get("/health/ready", headers={"host": "pod.cluster.local"})).status_code == 200
+
+
+ORIGINS = ["https://evil.test", "null", "http://localhost.evil.test", "https://app.example.evil.test", "file://", ""]
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+async def test_pages_elsewhere_are_refused(gateway: Any, origin: str) -> None:
+    """H17, H18."""
+    response = await post(gateway, BODY, origin=origin)
+    preflight = {"origin": origin, "access-control-request-method": "POST"}
+    asked = await gateway.http.options("/execute", headers=preflight)
+    for answer in (response, asked):
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_pages_of_ours_and_listed_ones_may_call(gateway: Any) -> None:
+    """H18, W-53."""
+    for origin, cors in (("https://app.example", True), (f"http://127.0.0.1:{gateway.port}", False)):
+        response = await gateway.http.get("/v1/models", headers={"origin": origin})
+        assert response.status_code == 200
+        assert response.headers.get("access-control-allow-origin") == (origin if cors else None)
+    preflight = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    answer = await gateway.http.options("/execute", headers=preflight)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == "https://app.example"
+    assert "content-type" in answer.headers["access-control-allow-headers"]
+    refused = await post(gateway, b"{}", origin="https://app.example")
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (400, "https://app.example")
+
+
+async def test_requests_that_a_page_elsewhere_provokes(gateway: Any) -> None:
+    """H17. An image or a script of another page; a link to this page is welcome."""
+    hidden = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    assert (await gateway.http.get("/v1/models", headers=hidden)).status_code == 403
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert (await gateway.http.get("/", headers=link)).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["TRACE", "PUT", "DELETE", "PATCH", "GET", "OPTIONS"])
+async def test_other_methods(gateway: Any, method: str) -> None:
+    """H19."""
+    response = await gateway.http.request(method, "/execute")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json()["error"]["code"] == "METHOD_NOT_ALLOWED"
+
+
+PATHS = ["/v1/../admin", "//", "//health/live", "/%2e%2e/health", "/health/live;x", "/health/live/", "/etc/passwd"]
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/page.css/..", "/.git/config", "/health/../v1/models", "/%00", "/HEALTH"])
+async def test_paths_are_taken_as_they_are(gateway: Any, path: str) -> None:
+    """H20."""
+    sent = f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+    assert parsed(await gateway.raw(sent))[0] == 404
+
+
+async def test_pipelined_requests_are_answered_in_order_and_not_without_end(gateway: Any) -> None:
+    """H27."""
+    requests = b"".join(
+        b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nx-correlation-id: n%d\r\n\r\n" % n for n in range(20)
+    )
+    answer = (await gateway.raw(requests)).decode()
+    ids = re.findall(r"x-correlation-id: (n\d+)", answer)
+    assert ids == [f"n{n}" for n in range(len(ids))]
+    assert 1 <= len(ids) <= 9
+
+
+async def test_a_stream_that_is_not_read_is_given_up(worker: Any, start_gateway: Any, start_worker: Any) -> None:
+    """A browser that stops reading holds up its own job only, and not for ever."""
+    other = await start_worker(fake=FakeEngine(["x" * 200_000] * 200))
+    gateway = await start_gateway(other.target, http_stalled_reader_ms=300)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=1024)
+    writer.write(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+    job = await other.submitted()
+    while job.live and not job.cancelled.is_set():
+        job.step()
+        await asyncio.sleep(0.002)
+    assert await other.engine.wait_idle(20)
+    writer.close()
+    del reader
+
+
+SURROGATES = {
+    "alone": '"\\ud800"',
+    "low first": '"\\udc00\\ud800"',
+    "upper case": '"\\uD83D"',
+    "before text": '"\\ud83dx"',
+    "two high": '"\\ud83d\\ud83d"',
+}
+
+
+@pytest.mark.parametrize("text", SURROGATES.values(), ids=SURROGATES.keys())
+@pytest.mark.parametrize("field", ["prompt", "job_id", "unknown"])
+async def test_half_a_surrogate_pair(gateway: Any, text: str, field: str) -> None:
+    """U1."""
+    given = {"job_id": '"j"', "prompt": '"x"', field: text}
+    response = await post(gateway, "{" + ",".join(f'"{name}":{value}' for name, value in given.items()) + "}")
+    assert (response.status_code, reason(response)) == (400, "INVALID_UNICODE")
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xc0\xaf", b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xff", b"\xf4\x90\x80\x80"], ids=lambda data: data.hex()
+)
+async def test_bytes_that_are_not_utf8(gateway: Any, data: bytes) -> None:
+    """U3."""
+    response = await post(gateway, b'{"job_id":"j","prompt":"' + data + b'"}')
+    assert (response.status_code, reason(response)) == (400, "INVALID_UNICODE")
+
+
+async def test_a_whole_surrogate_pair_and_a_nul_are_text(gateway: Any, worker: Any) -> None:
+    """U2, U9."""
+    for text, chars in (("\\ud83d\\ude00", "\U0001f600"), ("a\\u0000b", "a\0b"), ("e\\u0301", "e\u0301")):
+        response = await post(gateway, f'{{"job_id":"j","prompt":"{text}"}}')
+        assert response.status_code == 200
+        assert worker.fake.jobs[-1].spec["prompt_ids"] == [ord(char) % 1000 for char in chars]
+
+
+@pytest.mark.parametrize("job_id", ["\u0430bc", "a\u202eb", "a b", "a/b", "..\\x", "a\n", "\uff41", "", "a" * 129])
+async def test_ids_are_ascii(gateway: Any, job_id: str) -> None:
+    """U10, R34."""
+    response = await post(gateway, json.dumps({"job_id": job_id, "prompt": "x"}))
+    assert (response.status_code, reason(response)) == (400, "PATTERN")
+    assert (await post(gateway, json.dumps({"job_id": job_id}), "/cancel")).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "char", ["a", "\u0301", "\u05d0", "\ufeff", "\u2028", "\U0001f600"], ids=lambda char: f"{ord(char):x}"
+)
+async def test_a_megabyte_of_one_character_is_refused_quickly(gateway: Any, char: str) -> None:
+    """U8, R18. Refused by its length before anything looks at it."""
+    body = json.dumps({"job_id": "j", "prompt": char * (900_000 // len(char.encode()))}, ensure_ascii=False)
+    began = asyncio.get_running_loop().time()
+    response = await post(gateway, body)
+    assert (response.status_code, reason(response)) == (400, "PROMPT_TOO_LARGE")
+    assert asyncio.get_running_loop().time() - began < 2
+
+
+async def test_no_error_repeats_what_was_sent(gateway: Any) -> None:
+    """W-22."""
+    for body in (
+        {"job_id": "secret words", "prompt": "secret words", "stop": ["secret words" * 20]},
+        {"job_id": "j", "prompt": {"secret words": 1}},
+        {"job_id": "j", "prompt": "x", "logit_bias": {"secret words": 1}},
+    ):
+        response = await post(gateway, json.dumps(body))
+        assert response.status_code == 400
+        assert "secret" not in response.text
+    assert "secret" not in (await gateway.http.get("/secret-path")).text
