@@ -65,7 +65,7 @@ class Ports:
             server = build_admin_server(self._settings, state, control, self._security.guard)
             await self.open_grpc("admin", server, self._settings.admin_host, self._settings.admin_port)
 
-    async def open_http(self, grpc_port: int, state: WorkerState) -> None:
+    async def open_http(self, grpc_port: int, state: WorkerState, control: Control) -> None:
         """The HTTP gateway, where one is wanted. It reaches this worker as any other client does."""
         if self._settings.http_port is None:
             return
@@ -77,7 +77,9 @@ class Ports:
         near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
         target = self._inner_target or shown_address(near, grpc_port)
         metrics = state.metrics.registry
-        gateway = GatewayServer(self._settings, host, WorkerPool([target]), metrics, self._security)
+        asks_for_keys = not self._security.guard.is_open
+        stop = control.stop if asks_for_keys or self._settings.admin_port is not None else None
+        gateway = GatewayServer(self._settings, host, WorkerPool([target]), metrics, self._security, stop)
         try:
             gateway.bind()
         except OSError as error:

@@ -156,8 +156,9 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
         try:
             port = await ports.open_grpc("grpc", server, settings.host, settings.port)
             await ports.open_probes(state)
-            await ports.open_admin(state, Control(stop=signals.first.set, is_stopping=signals.first.is_set))
-            await ports.open_http(port, state)
+            control = Control(stop=signals.first.set, is_stopping=signals.first.is_set)
+            await ports.open_admin(state, control)
+            await ports.open_http(port, state, control)
             log.info("listening", host=settings.host, port=port, **ports.others(), **security.describe())
             security.warn_if_plain(settings.allow_remote)
             model = await _load_model(settings, load, state, signals, die)

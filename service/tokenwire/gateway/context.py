@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 
@@ -24,15 +24,22 @@ class Gateway:
 
     Attributes:
         metrics: what the metrics page shows.
+        stop: begins the worker's drain, where this gateway is inside it and its operator may ask over HTTP.
         num_unknown_fields: how many body fields with unknown names were ignored so far.
     """
 
     def __init__(
-        self, settings: HttpSettings, pool: WorkerPool, metrics: CollectorRegistry, guard: Guard | None = None
+        self,
+        settings: HttpSettings,
+        pool: WorkerPool,
+        metrics: CollectorRegistry,
+        guard: Guard | None = None,
+        stop: Callable[[], None] | None = None,
     ) -> None:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
+        self.stop = stop
         self._guard = guard
         self.num_unknown_fields = 0
 

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -38,6 +38,7 @@ class GatewayServer:
     Args:
         metrics: what the metrics page shows: the worker's, where this runs inside it; None: the gateway's own.
         security: of the port, and, in a worker's process, of its worker; None: plain text, open to everyone.
+        stop: what `POST /shutdown` begins; None: it is refused.
 
     Attributes:
         port: the one it listens on, once bound.
@@ -50,9 +51,10 @@ class GatewayServer:
         pool: WorkerPool,
         metrics: CollectorRegistry | None = None,
         security: Security | None = None,
+        stop: Callable[[], None] | None = None,
     ) -> None:
         guard = security.guard if security is not None else None
-        self.gateway = Gateway(settings, pool, metrics or gateway_registry(pool), guard)
+        self.gateway = Gateway(settings, pool, metrics or gateway_registry(pool), guard, stop)
         self._security = security
         self.port = 0
         self._settings = settings
