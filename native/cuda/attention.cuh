@@ -61,39 +61,68 @@ __device__ __forceinline__ void load_transposed(uint32_t (&out)[4], const __half
 }
 
 // Starts copying keys (offset 0) or values of tokens begin … begin + 127; those from `end` on are zeros.
-template <int kDim>
+template <int kDim, int kThreads>
 __device__ __forceinline__ void stage_heads(__half* to, const AttentionTask& task, const int32_t* table, int kv_head,
-                                            int64_t offset, int begin, int end, int thread, int num_threads) {
+                                            int64_t offset, int begin, int end, int thread) {
   constexpr int kChunks = kDim / 8;
   const __half* head = task.cache + head_offset(task, kv_head) + offset;
-  for (int i = thread; i < kSplitKeys * kChunks; i += num_threads) {
-    const int key = i / kChunks;
-    const bool exists = begin + key < end;
-    const int block = exists ? table[(begin + key) / 16] : 0;
-    const __half* from = head + block * task.block_stride + (begin + key) % 16 * kDim + i % kChunks * 8;
-    copy_async16(to + key * kHeadRow<kDim> + i % kChunks * 8, exists ? from : head, exists);
-  }
-}
-
-// A query as the tensor cores take it.
-__device__ __forceinline__ __half scaled_query(float value, int dim) {
-  const float scale = __fmul_rn(__frsqrt_rn(static_cast<float>(dim)), 1.44269504f);
-  return __float2half_rn(fminf(fmaxf(__fmul_rn(value, scale), -65504.0f), 65504.0f));
-}
-
-// Scores of 16 queries and 16 keys.
-template <int kDim>
-__device__ __forceinline__ void score_keys(float (&low)[4], float (&high)[4], const __half* queries, const __half* keys,
-                                           int lane) {
+  if constexpr (kThreads % kChunks == 0) {
+    // Each pass takes whole rows; a thread keeps its chunk.
+    constexpr int kPassKeys = kThreads / kChunks;
+    const int first = thread / kChunks;
+    const int chunk = thread % kChunks * 8;
+    const int32_t* blocks = table + begin / 16;
+    __half* into = to + first * kHeadRow<kDim> + chunk;
 #pragma unroll
-  for (int d = 0; d < kDim; d += 16) {
-    uint32_t a[4], b[4];
-    load_fragment<true>(a, queries + d, kHeadRow<kDim>, lane);
-    load_fragment<false>(b, keys + d, kHeadRow<kDim>, lane);
-    mma(low, a, b[0], b[1]);
-    mma(high, a, b[2], b[3]);
+    for (int pass = 0; pass < kSplitKeys / kPassKeys; ++pass) {
+      const int block = kPassKeys % 16 == 0 ? pass * (kPassKeys / 16) + first / 16 : pass * kPassKeys / 16;
+      const int place = kPassKeys % 16 == 0 ? first % 16 : pass * kPassKeys % 16 + first;
+      const bool exists = begin + pass * kPassKeys + first < end;
+      const __half* from = exists ? head + blocks[block] * task.block_stride + place * kDim + chunk : head;
+      copy_async16(into + pass * kPassKeys * kHeadRow<kDim>, from, exists);
+    }
+  } else {
+    for (int i = thread; i < kSplitKeys * kChunks; i += kThreads) {
+      const int key = i / kChunks;
+      const bool exists = begin + key < end;
+      const int block = exists ? table[(begin + key) / 16] : 0;
+      const __half* from = head + block * task.block_stride + (begin + key) % 16 * kDim + i % kChunks * 8;
+      copy_async16(to + key * kHeadRow<kDim> + i % kChunks * 8, exists ? from : head, exists);
+    }
   }
 }
+
+// Scores of 16 queries and 16 keys. The queries are fragments if those of a head fit into the registers, else rows.
+template <int kDim>
+constexpr bool kQueriesInRegisters = kDim <= 64;
+template <int kDim>
+struct Queries {
+  const __half* rows;
+  uint32_t fragments[kQueriesInRegisters<kDim> ? kDim / 16 : 1][4];
+
+  __device__ __forceinline__ Queries(const __half* first_row, int lane) : rows(first_row) {
+    if constexpr (kQueriesInRegisters<kDim>) {
+#pragma unroll
+      for (int d = 0; d < kDim; d += 16) load_fragment<true>(fragments[d / 16], rows + d, kHeadRow<kDim>, lane);
+    }
+  }
+  __device__ __forceinline__ void score(float (&low)[4], float (&high)[4], const __half* keys, int lane) const {
+#pragma unroll
+    for (int d = 0; d < kDim; d += 16) {
+      uint32_t b[4];
+      load_fragment<false>(b, keys + d, kHeadRow<kDim>, lane);
+      if constexpr (kQueriesInRegisters<kDim>) {
+        mma(low, fragments[d / 16], b[0], b[1]);
+        mma(high, fragments[d / 16], b[2], b[3]);
+      } else {
+        uint32_t a[4];
+        load_fragment<true>(a, rows + d, kHeadRow<kDim>, lane);
+        mma(low, a, b[0], b[1]);
+        mma(high, a, b[2], b[3]);
+      }
+    }
+  }
+};
 
 // Joins a later split (of these weights' sum, largest score and a value) to what came before.
 struct Joint {

@@ -38,27 +38,30 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
   await_predecessor();
 
   const auto stage = [&](__half* to, int64_t offset, int begin) {
-    if (begin < num_keys) stage_heads<kDim>(to, task, table, kv_head, offset, begin, num_keys, thread, kThreads);
+    if (begin < num_keys) stage_heads<kDim, kThreads>(to, task, table, kv_head, offset, begin, num_keys, thread);
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
+  // Queries beside each other are heads of one row, then rows.
+  constexpr int kChunks = kDim / 8;
+  for (int i = thread; i < kQueries * kChunks; i += kThreads) {
+    const int slot = i / kChunks;
+    const int row = slot / num_heads;
+    const bool exists = row < rows.y;
+    const __half* from = task.queries + (rows.x + row) * task.query_stride +
+                         static_cast<int64_t>(first_head + slot % num_heads) * kDim + i % kChunks * 8;
+    copy_async16(shared + slot * kRow + i % kChunks * 8, exists ? from : task.queries, exists);
+  }
+  asm volatile("cp.async.commit_group;" ::: "memory");
   stage(keys, 0, 0);
   stage(values, values_offset(task), 0);
-  for (int i = thread; i < kQueries * kDim; i += kThreads) {
-    const int row = i / kDim / num_heads;
-    const int head = first_head + i / kDim % num_heads;
-    float value = 0;
-    if (row < rows.y) {
-      const int64_t rope = static_cast<int64_t>(first_position + row) * (task.rope_dims / 2);
-      const float* from = task.qkv + (rows.x + row) * task.qkv_stride + static_cast<int64_t>(head) * kDim;
-      value = rotated(task, from, task.rope_cos + rope, task.rope_sin + rope, i % kDim);
-    }
-    shared[i / kDim * kRow + i % kDim] = scaled_query(value, kDim);
-  }
-
+  asm volatile("cp.async.wait_group 2;" ::: "memory");
+  __syncthreads();
+  const Queries<kDim> queries(shared + warp * kTileQueries * kRow, lane);
   // Queries r and r + 8 of the warp: the keys that they see, and what is joined so far.
   const int slots[2] = {warp * kTileQueries + (lane >> 2), warp * kTileQueries + (lane >> 2) + 8};
   const int seen[2] = {first_position + min(slots[0] / num_heads, rows.y - 1) + 1,
                        first_position + min(slots[1] / num_heads, rows.y - 1) + 1};
+  const int warp_sees_least = first_position + min(warp * kTileQueries / num_heads, rows.y - 1) + 1;
   const int warp_seen = first_position + min((warp * kTileQueries + 15) / num_heads, rows.y - 1) + 1;
   float largest[2] = {-FLT_MAX, -FLT_MAX};
   float sums[2] = {0, 0};
@@ -70,8 +73,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
 #pragma unroll
     for (int t = 0; t < kKeySteps; ++t) {
       if (begin + t * 16 < warp_seen) {
-        score_keys<kDim>(score[2 * t], score[2 * t + 1], shared + warp * kTileQueries * kRow, keys + t * 16 * kRow,
-                         lane);
+        queries.score(score[2 * t], score[2 * t + 1], keys + t * 16 * kRow, lane);
       }
     }
     __syncthreads();
@@ -79,12 +81,22 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
 
     float top[2] = {-FLT_MAX, -FLT_MAX};
     const auto sees = [&](int n, int e) { return begin + n * 8 + (lane & 3) * 2 + (e & 1) < seen[e / 2]; };
-    const bool whole = begin + kSplitKeys <= min(seen[0], seen[1]);
+    // Most splits are seen as a whole by all queries of the warp.
+    const bool whole = begin + kSplitKeys <= warp_sees_least;
+    if (whole) {
 #pragma unroll
-    for (int n = 0; n < kKeySteps * 2; ++n) {
+      for (int n = 0; n < kKeySteps * 2; ++n) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (whole || sees(n, e)) top[e / 2] = fmaxf(top[e / 2], score[n][e]);
+        for (int e = 0; e < 4; ++e) top[e / 2] = fmaxf(top[e / 2], score[n][e]);
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < kKeySteps * 2; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (!sees(n, e)) score[n][e] = -INFINITY;
+          top[e / 2] = fmaxf(top[e / 2], score[n][e]);
+        }
       }
     }
 #pragma unroll
@@ -97,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, kDim <= 64 ? 3 : 2)
     for (int n = 0; n < kKeySteps * 2; ++n) {
       float w[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) w[e] = whole || sees(n, e) ? exp2_of(__fsub_rn(score[n][e], top[e / 2])) : 0.0f;
+      for (int e = 0; e < 4; ++e) w[e] = exp2_of(__fsub_rn(score[n][e], top[e / 2]));
       weights[n / 2][n % 2 * 2] = pack_half2(w[0], w[1]);
       weights[n / 2][n % 2 * 2 + 1] = pack_half2(w[2], w[3]);
     }

@@ -143,6 +143,7 @@ class CudaBackend final : public Backend {
   DeviceBuffer normed_;         // FP16 [rows, hidden_stride]
   DeviceBuffer token_factors_;  // FP32 [rows]
   DeviceBuffer qkv_;            // FP32 [rows, qkv_stride]
+  DeviceBuffer queries_;        // FP16 [rows, attention_stride], rotated
   DeviceBuffer attention_;      // FP16 [rows, attention_stride]
   DeviceBuffer ffn_;            // FP32 [rows, ffn_stride]
   DeviceBuffer ffn_half_;       // FP16 [rows, ffn_stride]
@@ -213,6 +214,7 @@ void CudaBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   normed_ = workspace<__half>(padded_rows * hidden_stride_);
   token_factors_ = workspace<float>(rows);
   qkv_ = workspace<float>(rows * qkv_stride_);
+  queries_ = workspace<__half>(rows * attention_stride_);
   attention_ = workspace<__half>(padded_rows * attention_stride_);
   ffn_ = workspace<float>(rows * ffn_stride_);
   ffn_half_ = workspace<__half>(padded_rows * ffn_stride_);
@@ -362,6 +364,8 @@ AttentionTask CudaBackend::attention_task(int32_t layer) const {
   task.block_stride = kv_layer_values_ * shape_.num_layers;
   task.max_splits = max_splits_;
   task.append = one_row_each_;
+  task.queries = queries_.as<__half>();
+  task.query_stride = attention_stride_;
   task.tiled_out = takes_tiles(rows_);
   task.partials = partials_.as<float>();
   task.arrivals = arrivals_.as<int32_t>();

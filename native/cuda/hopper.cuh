@@ -43,9 +43,12 @@ __device__ __forceinline__ void copy_bulk(uint32_t shared, const void* global, i
                : "memory");
 }
 
-// Waits for `threads` threads of the block at named barrier `index`.
-__device__ __forceinline__ void sync_threads(int index, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
+// Named barriers: wait for, or merely join, `threads` threads of the block.
+__device__ __forceinline__ void named_sync(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // Rows of 128 bytes, the 16-byte chunks of row t at place c ^ (t & 7), eight rows in 1,024 bytes, so aligned.
@@ -55,10 +58,11 @@ __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address) {
 
 __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-// Ends the group and waits for it; `d` may be used afterwards.
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits for all groups; `d` may be used afterwards.
 template <int kGroups>
 __device__ __forceinline__ void wgmma_finish(float (&d)[kGroups][4]) {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {

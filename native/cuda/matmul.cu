@@ -1,7 +1,7 @@
 #include "cuda/matmul.h"
 
 #include "core/error.h"
-#include "cuda/check.h"
+#include "cuda/launch.h"
 
 namespace tw::cuda {
 
@@ -27,11 +27,8 @@ const FormatKernels& kernels_for(DType dtype) {
 
 bool has_hopper() {
 #ifdef TW_CUDA_HOPPER
-  int device = 0, major = 0, minor = 0;
-  TW_CUDA_CHECK(cudaGetDevice(&device));
-  TW_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  TW_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return major == 9 && minor == 0;
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
 #else
   return false;
 #endif

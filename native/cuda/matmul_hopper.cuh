@@ -186,7 +186,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t unaligned[];
   constexpr int kGroups = Shape::kGroups;
-  constexpr int kAhead = sizeof(typename Format::Raw) > 64 ? 2 : 3;
+  // Steps whose weights are on their way; even.
+  constexpr int kAhead = Shape::kPieces == 1 && sizeof(typename Format::Raw) <= 64 ? 4 : 2;
   const PackedPart& part = task.part;
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread & 31;
@@ -263,19 +264,30 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
     ++finished;
   };
 
+  // Two warp groups take turns: one's instructions run while the other prepares its next.
+  constexpr bool kTakesTurns = Shape::kRows == 2;
+  if constexpr (kTakesTurns) {
+    if (warp_group == 1) named_arrive(1, Shape::kThreads);
+  }
   RingPlace<Shape::kStages> place;
   int steps = 0;  // done, up to kLag
   int fresh = 1;
+  // The fragments of the next step are unpacked while this one's instructions run.
+  uint32_t fragments[2][Format::kPasses][4][4];
+  const auto unpack = [&](uint32_t (&into)[Format::kPasses][4][4], const typename Format::Raw& from) {
+#pragma unroll
+    for (int pass = 0; pass < Format::kPasses; ++pass) Format::unpack(from, lane, pass, into[pass]);
+  };
+  unpack(fragments[0], raw[0]);
   while (!at.done()) {
 #pragma unroll
     for (int d = 0; d < kAhead; ++d) {
       if (at.done()) break;
-      uint32_t a[Format::kPasses][4][4];
-#pragma unroll
-      for (int pass = 0; pass < Format::kPasses; ++pass) Format::unpack(raw[d], lane, pass, a[pass]);
+      const auto& a = fragments[d % 2];
       const uint32_t full = own_barriers + place.slot * 16;
       const uint64_t operand = swizzled_operand(own_ring + place.slot * Shape::kStageBytes);
       barrier_wait(full, place.parity);
+      if constexpr (kTakesTurns) named_sync(1 + warp_group, Shape::kThreads);
       wgmma_begin();
 #pragma unroll
       for (int pass = 0; pass < Format::kPasses; ++pass) {
@@ -284,6 +296,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
           wgmma(acc, a[pass][j], operand + static_cast<uint64_t>(j * 2), pass + j > 0 ? 1 : 1 - fresh);
         }
       }
+      wgmma_commit();
+      if constexpr (kTakesTurns) named_arrive(2 - warp_group, Shape::kThreads);
+      unpack(fragments[(d + 1) % 2], raw[(d + 1) % kAhead]);
       wgmma_finish(acc);
       if (lane == 0) barrier_arrive(full + 8);
       fetch(raw[d]);
@@ -308,6 +323,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
         finish_round(true);
       }
     }
+  }
+
+  if constexpr (kTakesTurns) {
+    if (warp_group == 0) named_sync(1, Shape::kThreads);
   }
 
   constexpr int kBlockTiles = Shape::kRows * 4;

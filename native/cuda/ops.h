@@ -60,6 +60,8 @@ struct AttentionTask {
   float* partials;             // [rows, heads, max_splits, head_dim + 2]
   int32_t* arrivals;           // [rows, heads], zero between launches
   int32_t first_row;           // for decode: of num_rows
+  __half* queries;             // [rows, query_stride]: rope_append() leaves the scaled queries for attend_prefill()
+  int64_t query_stride;        // multiple of 8
   const int32_t* single_rows;  // for decode: the rows, from first_row on, or null: row i itself
   const int2* row_tiles;       // for prefill: first row and number of rows, consecutive tokens of one sequence
   int32_t num_row_tiles;
@@ -73,6 +75,7 @@ struct AttentionTask {
 constexpr int kSplitKeys = 128;
 
 bool supports_head_dim(int32_t head_dim);
+// Writes the rows' keys and values to the cache, and their queries to `queries`.
 void rope_append(const AttentionTask& task);
 // num_rows rows, each by itself and its splits side by side.
 void attend_decode(const AttentionTask& task);

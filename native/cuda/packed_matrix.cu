@@ -34,6 +34,30 @@ int64_t row_bytes_of(const MatrixSource& source) {
   return source.num_cols / info.block_values * info.block_bytes;
 }
 
+// Formats whose values are a block's scale times a small integer are Q8_0 too, exactly.
+bool is_symmetric(DType dtype) { return dtype == DType::kQ4_0 || dtype == DType::kQ5_0 || dtype == DType::kQ8_0; }
+
+// The rows of such a matrix as Q8_0.
+std::vector<uint8_t> as_q8_0(const MatrixSource& source) {
+  constexpr int64_t kOutBytes = 34;
+  const int64_t in_bytes = dtype_info(source.dtype).block_bytes;
+  const int64_t num_blocks = source.num_rows * (source.num_cols / 32);
+  std::vector<uint8_t> out(static_cast<size_t>(num_blocks * kOutBytes));
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const uint8_t* in = static_cast<const uint8_t*>(source.data) + block * in_bytes;
+    uint8_t* to = out.data() + block * kOutBytes;
+    std::memcpy(to, in, 2);
+    const bool fifth = source.dtype == DType::kQ5_0;
+    const uint8_t* nibbles = in + (fifth ? 6 : 2);
+    for (int i = 0; i < 32; ++i) {
+      int code = nibbles[i % 16] >> (i < 16 ? 0 : 4) & 15;
+      if (fifth) code |= (in[2 + i / 8] >> (i % 8) & 1) << 4;
+      to[2 + i] = static_cast<uint8_t>(code - (fifth ? 16 : 8));
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 Packer::Slot::Slot(MemoryTracker* tracker)
@@ -104,7 +128,21 @@ void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t 
   }
 }
 
-PackedMatrix Packer::pack_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias) {
+// Small matrices beside each other, such as q, k and v, cost more by their launches than by their bytes: where their
+// formats differ but all are symmetric, they become Q8_0.
+PackedMatrix Packer::pack_matrix(const std::vector<MatrixSource>& sources, const std::vector<float>& bias) {
+  std::vector<MatrixSource> parts = sources;
+  std::vector<std::vector<uint8_t>> converted;
+  const auto differs = [&](const MatrixSource& part) { return part.dtype != parts[0].dtype; };
+  if (std::any_of(parts.begin(), parts.end(), differs) &&
+      std::all_of(parts.begin(), parts.end(), [](const MatrixSource& part) { return is_symmetric(part.dtype); })) {
+    for (MatrixSource& part : parts) {
+      if (part.dtype == DType::kQ8_0) continue;
+      converted.push_back(as_q8_0(part));
+      part.dtype = DType::kQ8_0;
+      part.data = converted.back().data();
+    }
+  }
   PackedMatrix matrix;
   matrix.num_cols = static_cast<int32_t>(parts.at(0).num_cols);
   size_t next = 0;

@@ -41,7 +41,7 @@ class Packer {
   explicit Packer(MemoryTracker* tracker);
   ~Packer();
 
-  PackedMatrix pack_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias);
+  PackedMatrix pack_matrix(const std::vector<MatrixSource>& sources, const std::vector<float>& bias);
   PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up);
 
  private:

@@ -18,6 +18,12 @@ __device__ __forceinline__ float rotated(const AttentionTask& task, const float*
   return d == first ? __fmaf_rn(x, cos[i], -__fmul_rn(y, sin[i])) : __fmaf_rn(x, sin[i], __fmul_rn(y, cos[i]));
 }
 
+// A rotated query as the tensor cores take it: FP16, with 1 / √head_dim and log2(e).
+__device__ __forceinline__ __half scaled_query(float value, int dim) {
+  const float scale = __fmul_rn(__frsqrt_rn(static_cast<float>(dim)), 1.44269504f);
+  return __float2half_rn(fminf(fmaxf(__fmul_rn(value, scale), -65504.0f), 65504.0f));
+}
+
 // Keys of a kv head in a block; values follow at values_offset().
 __device__ __forceinline__ int64_t head_offset(const AttentionTask& task, int kv_head) {
   return static_cast<int64_t>(kv_head) * 16 * task.head_dim;
