@@ -11,6 +11,7 @@
 #include "cuda/activations.h"
 #include "cuda/check.h"
 #include "cuda/fault.h"
+#include "cuda/launch.h"
 #include "cuda/matmul.h"
 #include "cuda/memory.h"
 #include "cuda/ops.h"
@@ -23,7 +24,9 @@ namespace {
 
 __global__ void presence_kernel() {}
 
+// Shared memory for the inputs of few tokens, and what their kernels need beside it.
 constexpr int64_t kMostStagedBytes = int64_t{80} << 10;
+constexpr int64_t kBesideStagedBytes = int64_t{34} << 10;
 constexpr size_t kPartialBytes = size_t{64} << 20;
 
 int64_t padded(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -114,7 +117,7 @@ class CudaBackend final : public Backend {
   // Few rows are normalised and scaled by the matrix products themselves, if they fit into shared memory.
   bool fuses_inputs() const {
     const int64_t widest = std::max({hidden_stride_, ffn_stride_});
-    return rows_ <= kFusedTokens && rows_ * (widest + 64) * 2 <= kMostStagedBytes;
+    return rows_ <= kFusedTokens && rows_ * (widest + 64) * 2 <= most_staged_bytes_;
   }
   void run(const PackedMatrix& matrix, MatmulTask task);
   MatmulTask normed_input(VectorHandle gain, const int32_t* rows, int32_t num_tokens);
@@ -129,6 +132,7 @@ class CudaBackend final : public Backend {
 
   ModelShape shape_;
   StepLimits limits_;
+  int64_t most_staged_bytes_ = 0;
   int64_t hidden_stride_ = 0;
   int64_t square_stride_ = 0;
   int64_t qkv_stride_ = 0;
@@ -191,6 +195,7 @@ void CudaBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   }
   shape_ = shape;
   limits_ = limits;
+  most_staged_bytes_ = std::min(kMostStagedBytes, static_cast<int64_t>(max_shared_bytes()) - kBesideStagedBytes);
   const int64_t rows = std::max(limits.max_rows, limits.max_logit_rows);
   const int64_t attention_size = int64_t{shape.num_heads} * shape.head_dim;
   hidden_stride_ = padded(shape.hidden_size, 64);

@@ -57,7 +57,8 @@ __device__ __forceinline__ float read_f16(const uint8_t* p) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(p[0] | p[1] << 8)));
 }
 
-// 1024 + nibble in both halves: 0x6400 is 1024, whose last bit is worth 1.
+// 1024 + code in both halves: 0x6400 is 1024, whose last bit is worth 1. Where a pair's nibbles lie four bits up, it is
+// 1024 + 16 · code, and the factors that follow are a sixteenth: that saves shifts.
 __device__ __forceinline__ uint32_t biased(uint32_t bits) { return bits | 0x64006400u; }
 
 // (biased - bias) · scale, in both halves; the difference is exact.
@@ -68,13 +69,24 @@ __device__ __forceinline__ uint32_t scaled_plus(uint32_t value, uint32_t scale, 
   return as_u32(__hfma2(__hsub2_rn(as_half2(value), as_half2(0x64006400u)), as_half2(scale), as_half2(minimum)));
 }
 
+__device__ __forceinline__ constexpr bool lies_high(int pair) { return pair % 2 != 0; }
 __device__ __forceinline__ uint32_t nibble_pair(uint32_t word0, uint32_t word1, int pair) {
-  return ((pair < 4 ? word0 : word1) >> (4 * (pair & 3))) & 0x000f000fu;
+  const uint32_t word = pair < 4 ? word0 : word1;
+  return (pair % 4 < 2 ? word : word >> 8) & (lies_high(pair) ? 0x00f000f0u : 0x000f000fu);
 }
-// Fifth bits of a pair at bits 4 and 20; `row8` selects row r + 8.
+// Fifth bits of a pair above its nibbles; `row8` selects row r + 8.
 __device__ __forceinline__ uint32_t fifth_pair(uint32_t bits, int pair, bool row8) {
-  const int shift = pair + (row8 ? 8 : 0) - 4;
-  return (shift < 0 ? bits << -shift : bits >> shift) & 0x00100010u;
+  const int shift = pair + (row8 ? 8 : 0) - (lies_high(pair) ? 8 : 4);
+  return (shift < 0 ? bits << -shift : bits >> shift) & (lies_high(pair) ? 0x01000100u : 0x00100010u);
+}
+// Two bytes, the low ones of `bytes` or those above, as exact FP16 values; conversion instructions are slow.
+__device__ __forceinline__ uint32_t byte_pair(uint32_t bytes, bool above) {
+  const uint32_t value = __byte_perm(bytes, 0x64646464u, above ? 0x4342 : 0x4140);
+  return as_u32(__hsub2_rn(as_half2(value), as_half2(0x64006400u)));
+}
+// A sixteenth of both halves, for the pairs that lie high.
+__device__ __forceinline__ uint32_t sixteenth(uint32_t pair) {
+  return as_u32(__hmul2_rn(as_half2(pair), as_half2(0x2c002c00u)));
 }
 
 // --- Reading the file's blocks, when packing. `row` is the row's first byte, `k` an input, a multiple of 16. ---
@@ -126,13 +138,15 @@ __device__ inline void store_scale(uint8_t* at, int lane, int words, int word, f
   reinterpret_cast<uint32_t*>(at)[index * words + word] = pack_half2(low, high);
 }
 
-// --- Formats. `value` is the plain reference; `unpack` gives the A fragments of a step's four instructions. ---
+// --- Formats. `value` is the plain reference; `unpack` gives the A fragments of a step's four instructions, which with
+// kFragments are the loaded registers themselves. ---
 
 template <bool kBrain>
 struct Float16Format {
   static constexpr int kStepBytes = 2048;
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
+  static constexpr bool kFragments = true;
   struct Raw {
     uint4 chunk[4];
   };
@@ -176,6 +190,7 @@ struct Float32Format {
   static constexpr int kStepBytes = 4096;
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 2;
+  static constexpr bool kFragments = true;
   struct Raw {
     Half::Raw part[2];
   };
@@ -214,6 +229,7 @@ struct Q8_0Format {
   static constexpr int kStepBytes = 1088;
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
+  static constexpr bool kFragments = false;
   struct Raw {
     uint4 codes[2];
     uint32_t scales;
@@ -269,6 +285,7 @@ struct NibbleFormat {
   static constexpr int kStepBytes = 512 + kFifthBytes + kScaleBytes;
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
+  static constexpr bool kFragments = false;
   static constexpr int kHead = kMinimum ? 4 : 2;
   static constexpr int kBlockBytes = kHead + (kFifth ? 4 : 0) + 16;
   static constexpr float kMiddle = kFifth ? 16.0f : 8.0f;
@@ -329,14 +346,18 @@ struct NibbleFormat {
     for (int half = 0; half < 2; ++half) {
       const uint32_t scale = half == 0 ? broadcast_low(raw.scales.x) : broadcast_high(raw.scales.x);
       const uint32_t minimum = half == 0 ? broadcast_low(raw.scales.y) : broadcast_high(raw.scales.y);
+      const uint32_t high_scale = sixteenth(scale);
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
       for (int pair = 0; pair < 8; ++pair) {
         uint32_t bits = nibble_pair(w0, w1, pair);
         if (kFifth) bits |= fifth_pair(raw.fifth, pair, half == 1);
-        a[pair / 2][pair % 2 * 2 + half] = kMinimum ? scaled_plus(biased(bits), scale, minimum)
-                                                    : scaled(biased(bits), kFifth ? 0x64106410u : 0x64086408u, scale);
+        const uint32_t factor = lies_high(pair) ? high_scale : scale;
+        // 1024 and the middle code, itself times 16 where the pair lies high
+        const uint32_t middle = 0x64006400u + (kFifth ? 0x00100010u : 0x00080008u) * (lies_high(pair) ? 16 : 1);
+        a[pair / 2][pair % 2 * 2 + half] =
+            kMinimum ? scaled_plus(biased(bits), factor, minimum) : scaled(biased(bits), middle, factor);
       }
     }
   }
@@ -360,6 +381,7 @@ struct GroupedFormat {
   static constexpr int kStepBytes = 576 + kFifthBytes;
   static constexpr int kSuperBytes = 64;
   static constexpr int kPasses = 1;
+  static constexpr bool kFragments = false;
   static constexpr int kBlockBytes = kFifth ? 176 : 144;
   struct Raw {
     uint4 nibbles;
@@ -413,27 +435,36 @@ struct GroupedFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+    // value = d · (group scale · code) - m: the inner product is exact in FP16, and m = dmin · (group minimum) is a sum
+    // of two FP16 values. Pairs of what rows r and r + 8 have of each:
+    const uint32_t group_scales = byte_pair(raw.groups, false);
+    const __half2 group_minimums = as_half2(byte_pair(raw.groups, true));
+    const uint32_t group_biases = as_u32(__hmul2_rn(as_half2(group_scales), as_half2(0xe400e400u)));  // times -1024
+    const __half2 dmin = as_half2(raw.supers.y);
+    const __half2 head = __hneg2(__hmul2_rn(dmin, group_minimums));
+    const uint32_t rest = as_u32(__hneg2(__hfma2(dmin, group_minimums, head)));
+    const uint32_t high_scales = sixteenth(group_scales);
+    const uint32_t high_biases = sixteenth(group_biases);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const __half2 d = as_half2(raw.supers.x);
-      const __half2 dmin = as_half2(raw.supers.y);
-      // value = d · (group scale · code) - m: the inner product is exact in FP16, and m is a sum of two FP16 values.
-      const float min_of = __half2float(half == 0 ? __low2half(dmin) : __high2half(dmin));
-      const float m = min_of * static_cast<float>(raw.groups >> (16 + 8 * half) & 63u);
-      const float m_head = __half2float(__float2half_rn(m));
-      const auto group = static_cast<float>(raw.groups >> (8 * half) & 63u);
-      const __half2 group_scale = as_half2(pack_half2(group, group));
-      const __half2 group_bias = as_half2(pack_half2(-1024.0f * group, -1024.0f * group));
-      const __half2 super_scale = half == 0 ? __low2half2(d) : __high2half2(d);
-      const __half2 minimum_head = as_half2(pack_half2(-m_head, -m_head));
-      const __half2 minimum_rest = as_half2(pack_half2(m_head - m, m_head - m));
+      const auto of_row = [&](uint32_t pair) {
+        return as_half2(half == 0 ? broadcast_low(pair) : broadcast_high(pair));
+      };
+      const __half2 super_scale = of_row(raw.supers.x);
+      const __half2 group_scale = of_row(group_scales);
+      const __half2 group_bias = of_row(group_biases);
+      const __half2 high_scale = of_row(high_scales);
+      const __half2 high_bias = of_row(high_biases);
+      const __half2 minimum_head = of_row(as_u32(head));
+      const __half2 minimum_rest = of_row(rest);
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
       for (int pair = 0; pair < 8; ++pair) {
         uint32_t bits = nibble_pair(w0, w1, pair);
         if (kFifth) bits |= fifth_pair(raw.fifth, pair, half == 1);
-        const __half2 product = __hfma2(as_half2(biased(bits)), group_scale, group_bias);
+        const __half2 product = lies_high(pair) ? __hfma2(as_half2(biased(bits)), high_scale, high_bias)
+                                                : __hfma2(as_half2(biased(bits)), group_scale, group_bias);
         a[pair / 2][pair % 2 * 2 + half] =
             as_u32(__hadd2_rn(__hfma2(product, super_scale, minimum_head), minimum_rest));
       }
@@ -445,6 +476,7 @@ struct Q6_KFormat {
   static constexpr int kStepBytes = 832;
   static constexpr int kSuperBytes = 32;
   static constexpr int kPasses = 1;
+  static constexpr bool kFragments = false;
   static constexpr int kBlockBytes = 210;
   struct Raw {
     uint4 nibbles;
@@ -495,21 +527,28 @@ struct Q6_KFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+    // Signed bytes, 128 up as unsigned ones.
+    const __half2 offset = as_half2(0x58005800u);  // 128
+    const uint32_t group_scales = as_u32(__hsub2_rn(as_half2(byte_pair(raw.scales ^ 0x8080u, false)), offset));
+    const uint32_t high_scales = sixteenth(group_scales);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const __half2 d = as_half2(raw.supers);
-      const auto group = static_cast<int8_t>(raw.scales >> (8 * half));
-      const uint32_t group_scale = pack_half2(static_cast<float>(group), static_cast<float>(group));
-      const __half2 super_scale = half == 0 ? __low2half2(d) : __high2half2(d);
+      const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
+      const uint32_t group_scale = of_row(group_scales);
+      const uint32_t high_scale = of_row(high_scales);
+      const __half2 super_scale = as_half2(of_row(raw.supers));
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
       const uint32_t top = half == 0 ? raw.top.x : raw.top.y;
 #pragma unroll
       for (int pair = 0; pair < 8; ++pair) {
-        const int shift = 2 * pair - 4;
-        const uint32_t high = (shift < 0 ? top << -shift : top >> shift) & 0x00300030u;
-        a[pair / 2][pair % 2 * 2 + half] = as_u32(__hmul2_rn(
-            as_half2(scaled(biased(nibble_pair(w0, w1, pair) | high), 0x64206420u, group_scale)), super_scale));
+        const int shift = 2 * pair - (lies_high(pair) ? 8 : 4);
+        const uint32_t above =
+            (shift < 0 ? top << -shift : top >> shift) & (lies_high(pair) ? 0x03000300u : 0x00300030u);
+        const uint32_t code = biased(nibble_pair(w0, w1, pair) | above);
+        const uint32_t product =
+            lies_high(pair) ? scaled(code, 0x66006600u, high_scale) : scaled(code, 0x64206420u, group_scale);
+        a[pair / 2][pair % 2 * 2 + half] = as_u32(__hmul2_rn(as_half2(product), super_scale));
       }
     }
   }

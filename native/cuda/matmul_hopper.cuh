@@ -186,8 +186,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t unaligned[];
   constexpr int kGroups = Shape::kGroups;
-  // Steps whose weights are on their way; even.
-  constexpr int kAhead = Shape::kPieces == 1 && sizeof(typename Format::Raw) <= 64 ? 4 : 2;
+  // Steps whose weights are on their way; even where fragments of two steps alternate.
+  constexpr int kAhead = sizeof(typename Format::Raw) > 64 ? 2 : Format::kFragments ? 3 : Shape::kPieces == 1 ? 4 : 2;
   const PackedPart& part = task.part;
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread & 31;
@@ -272,21 +272,28 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
   RingPlace<Shape::kStages> place;
   int steps = 0;  // done, up to kLag
   int fresh = 1;
-  // The fragments of the next step are unpacked while this one's instructions run.
-  uint32_t fragments[2][Format::kPasses][4][4];
+  // While a step's instructions run, the next one is prepared: its fragments are unpacked, its inputs awaited, later
+  // ones requested. Formats whose fragments are the loaded registers need no unpacking, but keep these until the step
+  // is done.
+  constexpr bool kUnpacks = !Format::kFragments;
+  uint32_t fragments[kUnpacks ? 2 : 1][Format::kPasses][4][4];
   const auto unpack = [&](uint32_t (&into)[Format::kPasses][4][4], const typename Format::Raw& from) {
 #pragma unroll
     for (int pass = 0; pass < Format::kPasses; ++pass) Format::unpack(from, lane, pass, into[pass]);
   };
-  unpack(fragments[0], raw[0]);
+  if constexpr (kUnpacks) {
+    unpack(fragments[0], raw[0]);
+    fetch(raw[0]);
+  }
+  if (!at.done()) barrier_wait(own_barriers, 0);
   while (!at.done()) {
 #pragma unroll
     for (int d = 0; d < kAhead; ++d) {
       if (at.done()) break;
-      const auto& a = fragments[d % 2];
+      auto& a = fragments[kUnpacks ? d % 2 : 0];
+      if constexpr (!kUnpacks) unpack(a, raw[d]);
       const uint32_t full = own_barriers + place.slot * 16;
       const uint64_t operand = swizzled_operand(own_ring + place.slot * Shape::kStageBytes);
-      barrier_wait(full, place.parity);
       if constexpr (kTakesTurns) named_sync(1 + warp_group, Shape::kThreads);
       wgmma_begin();
 #pragma unroll
@@ -298,10 +305,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
       }
       wgmma_commit();
       if constexpr (kTakesTurns) named_arrive(2 - warp_group, Shape::kThreads);
-      unpack(fragments[(d + 1) % 2], raw[(d + 1) % kAhead]);
-      wgmma_finish(acc);
-      if (lane == 0) barrier_arrive(full + 8);
-      fetch(raw[d]);
+
       if (leads) {
         if (steps == Shape::kLag) {
           feeder.feed();
@@ -310,8 +314,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
         }
       }
       __syncwarp();
-      place.advance();
       fresh = at.advance() ? 1 : 0;
+      place.advance();
+      if constexpr (kUnpacks) {
+        unpack(fragments[(d + 1) % 2], raw[(d + 1) % kAhead]);
+        fetch(raw[(d + 1) % kAhead]);
+      }
+      if (!at.done()) barrier_wait(own_barriers + place.slot * 16, place.parity);
+
+      wgmma_finish(acc);
+      if (lane == 0) barrier_arrive(full + 8);
+      if constexpr (!kUnpacks) fetch(raw[d]);
       if (fresh == 0) continue;
       if constexpr (Shape::kPieces == 1) {
 #pragma unroll
@@ -324,7 +337,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1) hopper_kernel(const __grid
       }
     }
   }
-
   if constexpr (kTakesTurns) {
     if (warp_group == 0) named_sync(1, Shape::kThreads);
   }

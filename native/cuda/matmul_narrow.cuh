@@ -83,12 +83,13 @@ class RegisterPipe {
   typename Format::Raw raw_[kDepth][kTiles];
 };
 
-// The same through a ring in shared memory, about 8 KiB a warp: for more tokens, whose sums fill the registers.
+// The same through a ring in shared memory, up to 6 KiB a warp, so that 16 warps fit into any device's: for more
+// tokens, whose sums fill the registers.
 template <class Format, int kTiles>
 class RingPipe {
  public:
   static constexpr int kStep = kTiles * kStageBytes<Format>;
-  static constexpr int kFitting = 8192 / kStep;
+  static constexpr int kFitting = 6144 / kStep;
   static constexpr int kDepth = kFitting < 1 ? 1 : kFitting > 6 ? 6 : kFitting;
   static constexpr int kUnroll = 1;
   static constexpr int kSharedBytes = kDepth * kStep;
@@ -180,10 +181,21 @@ class InputStage {
         const float2 x = token == 0 ? values[i] : *reinterpret_cast<const float2*>(row + k);
         store(staged + token * stride + k, x, gains_[i], token_factor);
       }
-      for (int k = column(kAhead); k < width(); k += 2 * static_cast<int>(blockDim.x)) {
-        float2 gain = {};
-        if constexpr (kInput == Input::kNormed) gain = __ldg(reinterpret_cast<const float2*>(task_.gain + k));
-        store(staged + token * stride + k, *reinterpret_cast<const float2*>(row + k), gain, token_factor);
+      // Batches, so that a batch's values are on their way together.
+      for (int first = kAhead; column(first) < width(); first += kBatch) {
+        float2 x[kBatch], gain[kBatch] = {};
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int k = column(first + i);
+          if (k >= width()) break;
+          x[i] = *reinterpret_cast<const float2*>(row + k);
+          if constexpr (kInput == Input::kNormed) gain[i] = __ldg(reinterpret_cast<const float2*>(task_.gain + k));
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int k = column(first + i);
+          if (k < width()) store(staged + token * stride + k, x[i], gain[i], token_factor);
+        }
       }
     }
     __syncthreads();
@@ -191,6 +203,7 @@ class InputStage {
 
  private:
   static constexpr int kAhead = kInput == Input::kNormed ? 2 : 5;
+  static constexpr int kBatch = kInput == Input::kNormed ? 4 : 8;
 
   __device__ __forceinline__ int width() const { return task_.part.num_steps * kStepInputs; }
   __device__ __forceinline__ static int column(int i) {
@@ -267,15 +280,26 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
 
   float acc[kTiles][kGroups][4] = {};
   for (int base = begin; base < end; base += Pipe::kUnroll) {
+    // From device memory, the inputs of some steps are on their way together; staged ones are near.
+    constexpr int kBatch = kInput == Input::kHalf ? Pipe::kUnroll : 1;
+    LaneInputs x_of[kBatch][kGroups];
+    const auto load = [&](int d, int step) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        x_of[d][g] = {};
+        if (valid[g] && step < end) x_of[d][g] = load_inputs(lane_inputs + g * 8 * input_stride + step * kStepInputs);
+      }
+    };
+    if constexpr (kBatch > 1) {
+#pragma unroll
+      for (int d = 0; d < kBatch; ++d) load(d, base + d);
+    }
 #pragma unroll
     for (int d = 0; d < Pipe::kUnroll; ++d) {
       const int step = base + d;
       if (step >= end) break;
-      LaneInputs x[kGroups] = {};
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        if (valid[g]) x[g] = load_inputs(lane_inputs + g * 8 * input_stride + step * kStepInputs);
-      }
+      if constexpr (kBatch == 1) load(0, step);
+      const auto& x = x_of[kBatch == 1 ? 0 : d];
       pipe.await();
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {

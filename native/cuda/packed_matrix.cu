@@ -19,13 +19,13 @@ constexpr int32_t kTileRowCount = 16;
 constexpr int32_t kStepWidth = 64;
 
 // Splits of the inputs, so that a single token keeps the whole device busy: about 16 warps for each of 132 processors.
-// A property of the shape, since it decides the order of summation.
-int32_t choose_splits(int32_t num_tiles, int32_t tiles_per_block, int32_t num_steps) {
+// A property of shape and format, since it decides the order of summation.
+int32_t choose_splits(DType dtype, int32_t num_tiles, int32_t tiles_per_block, int32_t num_steps) {
   constexpr int32_t kWantedWarps = 2112;
-  constexpr int32_t kMostSplits = 16;
+  const int32_t most_splits = dtype == DType::kF32 ? 4 : 16;  // F32 takes 8 KiB of shared memory a warp
   constexpr int32_t kFewestSplits = 4;
   const int32_t blocks = std::max(1, num_tiles / tiles_per_block);
-  const int32_t wanted = std::clamp((kWantedWarps + blocks - 1) / blocks, kFewestSplits, kMostSplits);
+  const int32_t wanted = std::clamp((kWantedWarps + blocks - 1) / blocks, kFewestSplits, most_splits);
   return std::min(wanted, num_steps);
 }
 
@@ -83,7 +83,7 @@ PackedPart Packer::allocate(const MatrixSource& source, bool paired, PackedMatri
   const auto row_tiles = static_cast<int32_t>((source.num_rows + kTileRowCount - 1) / kTileRowCount);
   part.num_tiles = paired ? 2 * row_tiles : (row_tiles + 1) / 2 * 2;
   part.num_steps = static_cast<int32_t>((source.num_cols + kStepWidth - 1) / kStepWidth);
-  part.num_splits = choose_splits(part.num_tiles, paired ? 2 : 1, part.num_steps);
+  part.num_splits = choose_splits(source.dtype, part.num_tiles, paired ? 2 : 1, part.num_steps);
   part.tile_stride = int64_t{part.num_steps} * kernels.step_bytes + (part.num_steps + 3) / 4 * kernels.super_bytes;
   matrix->storage.emplace_back(tracker_, Purpose::kWeights,
                                static_cast<size_t>(part.tile_stride) * static_cast<size_t>(part.num_tiles));
