@@ -136,7 +136,8 @@ constexpr int kStagePad = 8;
 
 // Normalises or scales the inputs of up to eight tokens into shared memory, [tokens, width + kStagePad]. What does not
 // depend on earlier kernels is fetched before they are awaited; then the values and what their factor needs together.
-template <Input kInput>
+// kBatch pairs of values a thread at a time.
+template <Input kInput, int kBatch>
 class InputStage {
  public:
   __device__ __forceinline__ explicit InputStage(const MatmulTask& task) : task_(task) {
@@ -203,7 +204,6 @@ class InputStage {
 
  private:
   static constexpr int kAhead = kInput == Input::kNormed ? 2 : 5;
-  static constexpr int kBatch = kInput == Input::kNormed ? 4 : 8;
 
   __device__ __forceinline__ int width() const { return task_.part.num_steps * kStepInputs; }
   __device__ __forceinline__ static int column(int i) {
@@ -231,6 +231,8 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   // [splits] rings of weights, later [splits][kTiles][kGroups][8 tokens][16 outputs] partial sums; then staged inputs
   extern __shared__ __align__(16) uint8_t shared[];
   using Pipe = WeightPipe<Format, kTiles, kGroups>;
+  // Whether the weights on their way leave registers for more inputs at a time.
+  constexpr bool kSmall = Pipe::kSharedBytes > 0 || sizeof(typename Format::Raw) <= 40;
   auto* const partials = reinterpret_cast<float*>(shared);
   const PackedPart& part = task.part;
   const int warp = static_cast<int>(threadIdx.x) >> 5;
@@ -250,7 +252,7 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   const int output = part.first_output + (task.epilogue == Epilogue::kGateUp ? tile / 2 : tile) * 16 + i;
   const bool exists = output - part.first_output < part.num_rows;
   const float bias = task.bias != nullptr && exists ? __ldg(task.bias + output) : 0.0f;
-  InputStage<kInput> stage(task);
+  InputStage<kInput, kSmall ? 8 : 2> stage(task);
   release_successor();
   await_predecessor();
 
@@ -281,7 +283,7 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   float acc[kTiles][kGroups][4] = {};
   for (int base = begin; base < end; base += Pipe::kUnroll) {
     // From device memory, the inputs of some steps are on their way together; staged ones are near.
-    constexpr int kBatch = kInput == Input::kHalf ? Pipe::kUnroll : 1;
+    constexpr int kBatch = kInput == Input::kHalf && kSmall ? Pipe::kUnroll : 1;
     LaneInputs x_of[kBatch][kGroups];
     const auto load = [&](int d, int step) {
 #pragma unroll

@@ -46,6 +46,7 @@ __device__ __forceinline__ float range_factor(uint32_t magnitude_bits, float* in
 // 1 / √(mean of squares + ε), from sums of 16 values each. The four lanes of a quad call it together and get the same.
 __device__ __forceinline__ float inverse_rms(const float* sums, int count, int q, float inverse_size, float epsilon) {
   float sum = 0;
+#pragma unroll 8
   for (int i = q * 4; i < count; i += 16) {
     const float4 v = *reinterpret_cast<const float4*>(sums + i);
     sum = __fadd_rn(sum, __fadd_rn(__fadd_rn(v.x, v.y), __fadd_rn(v.z, v.w)));
