@@ -98,14 +98,21 @@ void score_rows(const Tokens& tokens, const AttentionTile& tile, int32_t head_di
 
 // Scores → weights e^(score - max), zero beyond the row's keys; the row's maximum and sum.
 void weigh_row(float* scores, int32_t num_keys, int32_t num_padded, AttentionState* state) {
+  const int32_t whole = num_keys < num_padded ? num_keys / 16 * 16 : num_padded;
   F32x16 best = F32x16::broadcast(kLowest);
-  for (int32_t t = 0; t < num_padded; t += 16) {
+  for (int32_t t = 0; t < whole; t += 16) best = max(best, F32x16::load(scores + t));
+  for (int32_t t = whole; t < num_padded; t += 16) {
     best = max(best, first_lanes(F32x16::load(scores + t), num_keys - t, kLowest));
   }
   state->max = max_lane(best);
   const F32x16 top = F32x16::broadcast(state->max);
   F32x16 total = F32x16::zero();
-  for (int32_t t = 0; t < num_padded; t += 16) {
+  for (int32_t t = 0; t < whole; t += 16) {
+    const F32x16 weight = exp(F32x16::load(scores + t) - top);
+    weight.store(scores + t);
+    total = total + weight;
+  }
+  for (int32_t t = whole; t < num_padded; t += 16) {
     const F32x16 weight = first_lanes(exp(F32x16::load(scores + t) - top), num_keys - t, 0.0f);
     weight.store(scores + t);
     total = total + weight;

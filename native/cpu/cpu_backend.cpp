@@ -212,8 +212,8 @@ void CpuBackend::normalize(const float* x, VectorHandle gain, const PackedMatrix
   });
 }
 
-// One row is split finely over tile pairs, since the threads share its bytes. Many rows are also split over rows, when
-// there are too few pairs to keep all threads busy to the end.
+// One row is split finely over tile pairs, since the threads share its bytes. Many rows are split over the threads too:
+// each keeps its rows from one operation to the next, in its own caches, and reads all weights.
 void CpuBackend::run_matmul(const PackedMatrix& matrix, const Activations& input, int64_t num_rows, float* out,
                             int64_t out_stride, Epilogue epilogue) {
   const MatmulTask task = {&matrix, matrix.bias.empty() ? nullptr : matrix.bias.data(), input, out, out_stride,
@@ -221,13 +221,11 @@ void CpuBackend::run_matmul(const PackedMatrix& matrix, const Activations& input
   const int64_t threads = pool_.size();
   const int64_t pairs_per_item = num_rows == 1 ? std::clamp<int64_t>(matrix.num_pairs / (threads * 8), 1, 8) : 1;
   const int64_t pair_items = (matrix.num_pairs + pairs_per_item - 1) / pairs_per_item;
-  const int64_t row_items =
-      std::clamp<int64_t>((4 * threads + pair_items - 1) / pair_items, 1, std::max<int64_t>(1, num_rows / 48));
-  const int64_t rows_per_item = ((num_rows + row_items - 1) / row_items + 11) / 12 * 12;
+  const int64_t row_items = std::clamp<int64_t>(num_rows / 64, 1, threads);
+  const int64_t rows_per_item = (num_rows + row_items - 1) / row_items;
   pool_.for_each(pair_items * row_items, [&](int64_t item, int thread) {
-    const int64_t pair = item / row_items * pairs_per_item;
-    const int64_t row = item % row_items * rows_per_item;
-    if (row >= num_rows) return;
+    const int64_t pair = item % pair_items * pairs_per_item;
+    const int64_t row = item / pair_items * rows_per_item;
     kernels_.matmul(task, pair, std::min(pair + pairs_per_item, matrix.num_pairs), row,
                     std::min(row + rows_per_item, num_rows), scratch_[static_cast<size_t>(thread)].matmul.data());
   });
