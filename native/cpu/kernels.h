@@ -114,7 +114,7 @@ struct Kernels {
 // Values that exp_runs() sums at a time.
 constexpr int64_t kExpRun = 256;
 
-constexpr int64_t kMatmulScratchBytes = 51200;
+constexpr int64_t kMatmulScratchBytes = 53504;
 // Scores of a tile's rows, and a chunk of keys or values as floats.
 constexpr int64_t attention_scratch_floats(int32_t head_dim) {
   return int64_t{kAttentionRows} * kSplitTokens + int64_t{kChunkTokens} * head_dim;

@@ -117,7 +117,7 @@ void unpack_block(const uint8_t* tile, int64_t b, UnpackedBlock* out) {
 
 // What the many-row path works on at a time, so that it stays in the first-level cache: blocks of a pair of tiles, and
 // the rows whose accumulators wait meanwhile.
-constexpr int64_t kChunkBlocks = 8;
+constexpr int64_t kChunkBlocks = 9;
 constexpr int64_t kSpanRows = 256;
 
 struct ManyRowScratch {
@@ -202,8 +202,10 @@ void span_by_pair(const uint8_t* tiles, int64_t tile_stride, const Activations& 
   const int64_t num_lines = 2 * tile_stride / 64;
   Lookahead ahead = {tiles + 2 * tile_stride, num_lines, num_lines / (num_passes * (2 / kMicroTiles) * num_blocks) + 1};
   std::memset(scratch->acc, 0, static_cast<size_t>(num_rows) * sizeof scratch->acc[0]);
-  for (int64_t begin = 0; begin < num_blocks; begin += kChunkBlocks) {
-    const int64_t end = num_blocks - begin < kChunkBlocks ? num_blocks : begin + kChunkBlocks;
+  const int64_t num_chunks = (num_blocks + kChunkBlocks - 1) / kChunkBlocks;
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+    const int64_t begin = num_blocks * chunk / num_chunks;
+    const int64_t end = num_blocks * (chunk + 1) / num_chunks;
     for (int t = 0; t < 2; ++t) {
       for (int64_t b = begin; b < end; ++b) {
         unpack_block<Tile>(tiles + t * tile_stride, b, &scratch->tiles[t][b - begin]);
@@ -278,20 +280,29 @@ void write_segment(const MatmulTask& task, int64_t row, int64_t column, int64_t 
   }
 }
 
-// `values` holds the pair's 32 results of one row.
-void write_pair(const MatmulTask& task, const MatrixPart& part, int64_t pair, int64_t row, const float* values) {
+// `values` holds the pair's 32 results of each of rows [row_begin, row_end).
+void write_pair(const MatmulTask& task, const MatrixPart& part, int64_t pair, int64_t row_begin, int64_t row_end,
+                const float (*values)[kPairRows]) {
   const int64_t local = pair - part.first_pair;
+  const int64_t num_rows = row_end - row_begin;
   if (task.matrix->gate_up) {
     const int64_t column = local * kTileRows;
-    float product[16];
-    (silu(F32x16::load(values)) * F32x16::load(values + 16)).store(product);
-    const int64_t count = part.num_rows - column < 16 ? part.num_rows - column : 16;
-    write_segment(task, row, column, count, product);
+    const int64_t count = part.num_rows - column < kTileRows ? part.num_rows - column : kTileRows;
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const F32x16 product = silu(F32x16::load(values[r])) * F32x16::load(values[r] + kTileRows);
+      if (count == kTileRows) {
+        product.store(task.out + (row_begin + r) * task.out_stride + column);
+      } else {
+        float narrow[kTileRows];
+        product.store(narrow);
+        write_segment(task, row_begin + r, column, count, narrow);
+      }
+    }
     return;
   }
   const int64_t first = local * kPairRows;
   const int64_t count = part.num_rows - first < kPairRows ? part.num_rows - first : kPairRows;
-  write_segment(task, row, part.first_column + first, count, values);
+  for (int64_t r = 0; r < num_rows; ++r) write_segment(task, row_begin + r, part.first_column + first, count, values[r]);
 }
 
 // --- Loops over pairs and rows. ---
@@ -301,12 +312,12 @@ void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pai
                      int64_t row_begin, int64_t row_end, uint8_t* scratch) {
   const Activations& x = task.input;
   const uint8_t* tiles = part.tiles + 2 * (pair_begin - part.first_pair) * part.tile_stride;
-  alignas(64) float out[kPairRows];
+  alignas(64) float out[1][kPairRows];
   if (row_end - row_begin == 1) {
     for (int64_t pair = pair_begin; pair < pair_end; ++pair, tiles += 2 * part.tile_stride) {
-      row_by_tile<Tile>(tiles, part.tile_stride, x, row_begin, out);
-      row_by_tile<Tile>(tiles + part.tile_stride, part.tile_stride, x, row_begin, out + kTileRows);
-      write_pair(task, part, pair, row_begin, out);
+      row_by_tile<Tile>(tiles, part.tile_stride, x, row_begin, out[0]);
+      row_by_tile<Tile>(tiles + part.tile_stride, part.tile_stride, x, row_begin, out[0] + kTileRows);
+      write_pair(task, part, pair, row_begin, row_end, out);
     }
     return;
   }
@@ -315,7 +326,7 @@ void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pai
     for (int64_t begin = row_begin; begin < row_end; begin += kSpanRows) {
       const int64_t end = row_end - begin < kSpanRows ? row_end : begin + kSpanRows;
       span_by_pair<Tile>(tiles, part.tile_stride, x, begin, end, span);
-      for (int64_t row = begin; row < end; ++row) write_pair(task, part, pair, row, span->acc[row - begin]);
+      write_pair(task, part, pair, begin, end, span->acc);
     }
   }
 }
@@ -324,17 +335,17 @@ template <class Tile>
 void float_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pair_begin, int64_t pair_end,
                  int64_t row_begin, int64_t row_end) {
   const Activations& x = task.input;
-  alignas(64) float out[4 * kPairRows];
+  alignas(64) float out[4][kPairRows];
   for (int64_t pair = pair_begin; pair < pair_end; ++pair) {
     const uint8_t* tiles = part.tiles + 2 * (pair - part.first_pair) * part.tile_stride;
     int64_t row = row_begin;
     for (; row + 4 <= row_end; row += 4) {
-      float_rows_by_tiles<Tile, 4, 2>(tiles, part.tile_stride, x, row, out, kPairRows);
-      for (int64_t r = 0; r < 4; ++r) write_pair(task, part, pair, row + r, out + r * kPairRows);
+      float_rows_by_tiles<Tile, 4, 2>(tiles, part.tile_stride, x, row, out[0], kPairRows);
+      write_pair(task, part, pair, row, row + 4, out);
     }
     for (; row < row_end; ++row) {
-      float_rows_by_tiles<Tile, 1, 2>(tiles, part.tile_stride, x, row, out, kPairRows);
-      write_pair(task, part, pair, row, out);
+      float_rows_by_tiles<Tile, 1, 2>(tiles, part.tile_stride, x, row, out[0], kPairRows);
+      write_pair(task, part, pair, row, row + 1, out);
     }
   }
 }
