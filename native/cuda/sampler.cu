@@ -1,5 +1,5 @@
-// Order (W-21): penalties and bias on the raw logits, temperature, top-k, softmax, top-p (keeping the token that
-// crosses it), min-p, draw; ties go to the lower id.
+// Order (W-21): penalties and bias on the raw logits, tokens outside the mask weigh nothing, temperature, top-k,
+// softmax, top-p (keeping the token that crosses it), min-p, draw; ties go to the lower id.
 //
 // Probabilities are compared and summed as integers: a token's weight is ⌊e^(scaled - max) · 2^44⌋, so every sum is
 // exact and no order of summation, grid or block matters. A key is the logit's bits in an order-preserving form, then
@@ -25,6 +25,9 @@ constexpr int kRun = 1024;  // ids whose weights are summed together for an unfi
 constexpr int kGreedyThreads = 256;
 constexpr int kGreedyChunk = 4096;
 
+// The logit of a token outside the mask: finite, and so low that its weight is exactly 0.
+constexpr float kForbidden = -1e30f;
+
 using Mass = unsigned long long;
 
 // A job as the device sees it; the lists lie behind all jobs.
@@ -34,6 +37,7 @@ struct DeviceJob {
   int32_t top_k, num_logprobs;
   int32_t first_penalty, num_penalties;  // (id, count) pairs
   int32_t first_bias, num_biases;        // (id, bias) pairs
+  int32_t mask;                          // its place among the masks, or -1
   uint64_t random;                       // 53 random bits
 };
 
@@ -50,7 +54,8 @@ struct SampleTask {
   int32_t vocab_size;
   const DeviceJob* jobs;
   ListEntry* entries;
-  Mass* candidates;  // [jobs, vocab_size]
+  const uint32_t* masks;  // [masks, ⌈vocab_size / 32⌉]
+  Mass* candidates;       // [jobs, vocab_size]
   DeviceSample* results;
 };
 
@@ -162,7 +167,8 @@ class RowSampler {
       if (thread == 0) result.num_top = wanted;
     }
     apply_lists();
-    if (job_.num_penalties + job_.num_biases > 0) {
+    if (job_.mask >= 0) forbid();
+    if (job_.num_penalties + job_.num_biases > 0 || job_.mask >= 0) {
       top = largest_below(~Mass{0});
       if (top == ~Mass{0}) return fail(&result);
     }
@@ -227,7 +233,16 @@ class RowSampler {
     __syncthreads();
   }
 
-  // The logit of a token before the lists were applied. Thread 0 alone.
+  // Leaves the tokens of the mask alone to be drawn.
+  __device__ void forbid() {
+    const uint32_t* words = task_.masks + static_cast<int64_t>(job_.mask) * ((task_.vocab_size + 31) / 32);
+    for (int id = static_cast<int>(threadIdx.x); id < task_.vocab_size; id += kThreads) {
+      if ((words[id / 32] >> (id % 32) & 1) == 0) logits_[id] = kForbidden;
+    }
+    __syncthreads();
+  }
+
+  // The logit of an allowed token before the lists were applied. Thread 0 alone.
   __device__ float raw_logit(int id) const {
     if (threadIdx.x != 0) return 0;
     const ListEntry* lists[2] = {task_.entries + job_.first_penalty, task_.entries + job_.first_bias};
@@ -414,7 +429,8 @@ uint64_t random_bits(uint64_t seed, uint64_t index) {
 
 bool is_plain_greedy(const SampleJob& job) {
   const SamplingParams& params = *job.params;
-  return params.temperature == 0.0f && params.num_logprobs < 0 && !params.has_penalties() && params.logit_bias.empty();
+  return params.temperature == 0.0f && params.num_logprobs < 0 && !params.has_penalties() &&
+         params.logit_bias.empty() && job.mask == nullptr;
 }
 
 }  // namespace
@@ -439,12 +455,16 @@ void Sampler::sample(float* logits, int64_t stride, const std::vector<SampleJob>
            logits, stride, vocab_size_, partials_.as<Mass>());
     launch(greedy_kernel, dim3(rows), dim3(32), 0, stream.get(), partials_.as<Mass>(), chunks, found);
   } else {
+    const auto mask_words = static_cast<size_t>((vocab_size_ + 31) / 32);
     size_t num_entries = 0;
+    size_t num_masks = 0;
     for (const SampleJob& job : jobs) {
+      if (job.mask != nullptr) ++num_masks;
       if (job.params->has_penalties()) num_entries += job.generated->size();
       num_entries += job.params->logit_bias.size();
     }
-    const size_t bytes = jobs.size() * sizeof(DeviceJob) + num_entries * sizeof(ListEntry);
+    const size_t bytes =
+        jobs.size() * sizeof(DeviceJob) + num_entries * sizeof(ListEntry) + num_masks * mask_words * sizeof(uint32_t);
     if (bytes > staging_.size()) {
       const size_t room = std::max<size_t>(2 * bytes, 65536);
       staging_ = PinnedBuffer(room);
@@ -452,7 +472,9 @@ void Sampler::sample(float* logits, int64_t stride, const std::vector<SampleJob>
     }
     auto* device_jobs = staging_.as<DeviceJob>();
     auto* entries = reinterpret_cast<ListEntry*>(device_jobs + jobs.size());
+    auto* masks = reinterpret_cast<uint32_t*>(entries + num_entries);
     int32_t next = 0;
+    int32_t next_mask = 0;
     for (size_t i = 0; i < jobs.size(); ++i) {
       const SamplingParams& params = *jobs[i].params;
       DeviceJob& job = device_jobs[i];
@@ -468,6 +490,7 @@ void Sampler::sample(float* logits, int64_t stride, const std::vector<SampleJob>
              0,
              0,
              0,
+             -1,
              random_bits(params.seed, jobs[i].token_index)};
       if (params.has_penalties()) {
         for (const TokenCount& token : *jobs[i].generated) entries[next++] = {token.id, token.count, 0, 0};
@@ -476,14 +499,20 @@ void Sampler::sample(float* logits, int64_t stride, const std::vector<SampleJob>
       job.first_bias = next;
       for (const auto& [id, bias] : params.logit_bias) entries[next++] = {id, 0, bias, 0};
       job.num_biases = next - job.first_bias;
+      if (jobs[i].mask != nullptr) {
+        job.mask = next_mask++;
+        std::copy_n(jobs[i].mask, mask_words, masks + static_cast<size_t>(job.mask) * mask_words);
+      }
     }
     TW_CUDA_CHECK(
         cudaMemcpyAsync(jobs_.as<uint8_t>(), staging_.as<uint8_t>(), bytes, cudaMemcpyHostToDevice, stream.get()));
+    auto* device_entries = reinterpret_cast<ListEntry*>(jobs_.as<DeviceJob>() + jobs.size());
     const SampleTask task = {logits,
                              stride,
                              vocab_size_,
                              jobs_.as<DeviceJob>(),
-                             reinterpret_cast<ListEntry*>(jobs_.as<DeviceJob>() + jobs.size()),
+                             device_entries,
+                             reinterpret_cast<const uint32_t*>(device_entries + num_entries),
                              candidates_.as<Mass>(),
                              found};
     const size_t shared = static_cast<size_t>((vocab_size_ + kRun - 1) / kRun) * sizeof(Mass);

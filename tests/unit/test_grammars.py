@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tokenwire.engine.grammars import MAX_PENDING, GrammarError, Grammars
+from tokenwire.engine.grammars import MAX_PENDING, GrammarError, Grammars, NoGrammarsError
 from tokenwire.errors import TokenwireError
+from tokenwire.rpc.response_format import ResponseFormat, compile_format
 
 
 class Refused(Exception):
@@ -101,6 +102,23 @@ async def test_waiting_formats_are_bounded(compiler: Compiler, grammars: Grammar
     compiler.gate.set()
     assert await again == ("regex", "3")
     await asyncio.gather(*waiting)
+
+
+async def test_a_library_that_cannot_be_used_is_said_for_every_format() -> None:
+    class UnusableError(Exception):
+        code = "UNAVAILABLE"
+
+    def make() -> Compiler:
+        raise UnusableError("llguidance is 2.0, not 1.9")
+
+    grammars = Grammars(make, timeout_s=20, max_entries=2)
+    for _ in range(2):
+        with pytest.raises(NoGrammarsError, match="llguidance is"):
+            await grammars.get("regex", "a")
+        grammar, found = await compile_format(ResponseFormat("regex", "a"), 100, grammars)
+        assert grammar is None
+        assert [(each.field, each.reason) for each in found] == [("response_format.regex", "UNSUPPORTED")]
+    grammars.close()
 
 
 async def test_a_caller_that_leaves_does_not_take_the_format_from_others(

@@ -30,6 +30,10 @@ class GrammarError(Exception):
         self.too_complex = too_complex
 
 
+class NoGrammarsError(Exception):
+    """The installed llguidance cannot be used. `str()` is one line that says why."""
+
+
 class NativeGrammarCompiler(Protocol):
     """What is used of `_native.GrammarCompiler`; a failure to compile carries the code INVALID_REQUEST."""
 
@@ -76,6 +80,7 @@ class Grammars:
 
         Raises:
             GrammarError: it cannot be compiled, or not in time.
+            NoGrammarsError: nothing can be compiled here.
             TokenwireError: OVERLOADED if too many others are being compiled.
         """
         key = (kind, text)
@@ -114,12 +119,16 @@ class Grammars:
     def _compile(self, key: tuple[str, str], begun: threading.Event) -> object:
         """On the compiling thread."""
         begun.set()
-        if self._compiler is None:
-            self._compiler = self._make_compiler()
         try:
+            if self._compiler is None:
+                self._compiler = self._make_compiler()
             return self._compiler.compile(*key)
         except Exception as error:
-            if getattr(error, "code", "") != "INVALID_REQUEST":
+            code, message = getattr(error, "code", ""), str(error)
+            if code == "UNAVAILABLE":
+                raise NoGrammarsError(message) from error
+            if code == "OVERLOADED":
+                raise TokenwireError(code, message) from error
+            if code != "INVALID_REQUEST":
                 raise
-            message = str(error)
             raise GrammarError(message, too_complex="too " in message or "limit" in message) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tokenwire.bounds import GRAMMARS, MAX_GRAMMAR_DEPTH
-from tokenwire.engine.grammars import GrammarError, Grammars
+from tokenwire.engine.grammars import GrammarError, Grammars, NoGrammarsError
 from tokenwire.errors import FieldViolation
 
 # How the answer to a JSON schema is spaced, unless the schema says otherwise: without a rule, a model may go on with
@@ -74,6 +74,8 @@ async def compile_format(
         return None, []
     try:
         return await grammars.get(wanted.kind, grammar_text(wanted)), []
+    except NoGrammarsError as error:
+        return None, [wanted.violation("UNSUPPORTED", "unset", f"this worker has no structured output: {error}")]
     except GrammarError as error:
         reason = "GRAMMAR_TOO_COMPLEX" if error.too_complex else "GRAMMAR_INVALID"
         return None, [wanted.violation(reason, "compiles", f"cannot be compiled: {error}")]
