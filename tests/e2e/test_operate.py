@@ -89,7 +89,7 @@ async def drain_under_load(model: Path, max_tokens: list[int], drain_seconds: fl
         return endings, time.monotonic() - began, status
 
 
-@pytest.mark.parametrize("repeats", [2, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repeats", [2, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 async def test_a_signal_under_load_lets_every_stream_finish(
     model: Path, repeats: int, request: pytest.FixtureRequest
 ) -> None:

@@ -343,6 +343,9 @@ TEST(cancels_questions_and_failures_from_all_sides_leave_the_ledger_exact) {
   std::thread asker([&] {
     while (!over) {
       if (!engine->audit().empty()) ++wrong;
+      engine->cache_contents();
+      engine->clear_cache();
+      engine->set_batch_window(engine->batch_window() == 0 ? 1 : 0);
       const tw::EngineStats stats = engine->stats();
       if (stats.free_blocks + stats.used_blocks + stats.cached_blocks != stats.total_blocks) ++wrong;
       engine->take_ready();

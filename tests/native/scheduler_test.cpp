@@ -300,3 +300,26 @@ TEST(random_loads_with_cancels_balance_the_ledger) {
     CHECK_EQ(driver.pool.num_free(), driver.pool.num_total());
   }
 }
+
+TEST(what_the_cache_holds_is_told_by_salt_and_given_up_once) {
+  KvPool pool(4, true);
+  const std::vector<int32_t> tokens(static_cast<size_t>(kBlockTokens), 7);
+  std::vector<int32_t> held;
+  for (const char* salt : {"", "tenant"}) {
+    held.push_back(pool.allocate());
+    pool.publish(held.back(), salt, KvPool::root_hash(salt), tokens.data());
+  }
+  CHECK_EQ(pool.cache_contents().at("").shared_blocks, 1);
+  CHECK_EQ(pool.cache_contents().at("tenant").shared_blocks, 1);
+  pool.release(held[0]);
+  CHECK_EQ(pool.cache_contents().at("").cached_blocks, 1);
+  CHECK_EQ(pool.cache_contents().at("").shared_blocks, 0);
+  // Two free blocks, then the cached one goes.
+  for (int32_t i = 0; i < 3; ++i) pool.allocate();
+  CHECK_EQ(pool.num_evictions(), int64_t{1});
+  CHECK_EQ(pool.cache_contents().count(""), size_t{0});
+  pool.release(held[1]);
+  CHECK_EQ(pool.clear_cache(), 1);
+  CHECK(pool.cache_contents().empty());
+  CHECK_EQ(pool.num_evictions(), int64_t{1});
+}
