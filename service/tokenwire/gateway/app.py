@@ -15,6 +15,7 @@ from tokenwire.gateway.health import Health, Live, Ready, Startup
 from tokenwire.gateway.metrics import MetricsPage
 from tokenwire.gateway.openai.endpoints import Completions, Models
 from tokenwire.gateway.openai.request import parse_chat, parse_completion
+from tokenwire.gateway.openapi import OpenApi
 from tokenwire.gateway.operate import Shutdown
 from tokenwire.gateway.page_files import page_routes
 
@@ -53,6 +54,7 @@ def _router(gateway: Gateway) -> Router:
             Route("/v1/models/{model:path}", models, methods=["GET"]),
             Route("/v1/completions", Completions(gateway, parse_completion), methods=["POST"]),
             Route("/v1/chat/completions", Completions(gateway, parse_chat), methods=["POST"]),
+            Route("/openapi.json", OpenApi(), methods=["GET"]),
             Route("/shutdown", Shutdown(gateway), methods=["POST"]),
             Route("/metrics", MetricsPage(gateway.metrics), methods=["GET"]),
             Route("/health", Health(gateway), methods=["GET"]),
