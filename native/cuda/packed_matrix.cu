@@ -60,8 +60,7 @@ std::vector<uint8_t> as_q8_0(const MatrixSource& source) {
 
 }  // namespace
 
-Packer::Slot::Slot(MemoryTracker* tracker)
-    : staging(kChunkBytes), chunk(tracker, Purpose::kWorkspace, kChunkBytes) {}
+Packer::Slot::Slot(MemoryTracker* tracker) : staging(kChunkBytes), chunk(tracker, Purpose::kWorkspace, kChunkBytes) {}
 
 Packer::Packer(MemoryTracker* tracker)
     : tracker_(tracker),
