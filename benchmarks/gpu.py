@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu MODEL.gguf [MODEL.gguf ...] [--streams 1,32,256] [--json FILE]
 
-Decode figures are engine steps with greedy sampling, prompt 128, then 128 tokens (`milliseconds a step`): for one stream
-the time between its first token and its last, for many the time of 129 tokens less that of 1, which takes the prefill of
-all streams out. GB/s are the weight bytes over the step. Medians of `--runs` runs after one that is not counted. Model
-files of known shapes with random weights come from `python -m benchmarks.make_model`.
+Decode figures are engine steps with greedy sampling, prompt 128, then 128 tokens (`milliseconds a step`): for one
+stream the time between its first token and its last, for many the time of 129 tokens less that of 1, which takes the
+prefill of all streams out. GB/s are the weight bytes over the step. Medians of `--runs` runs after one that is not
+counted. Model files of known shapes with random weights come from `python -m benchmarks.make_model`.
 """
 
 from __future__ import annotations
