@@ -9,13 +9,17 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 
 from tokenwire.client import AsyncClient
 from tokenwire.config import load_settings
 from tokenwire.rpc.server import transport_options
+from tokenwire.security.guard import Guard
+from tokenwire.security.principal import Quota
 from tokenwire.v1 import inference_pb2 as pb
 
+EXECUTE = "/tokenwire.v1.Inference/Execute"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS, PING, GOAWAY = 4, 6, 7
 ACK = 1
@@ -196,3 +200,95 @@ async def test_a_connection_that_says_nothing_is_closed(start_worker: Any) -> No
         pass  # its SETTINGS, and then the end
     assert loop.time() - began < 10
     writer.close()
+
+
+def headers_frame(stream: int, method: str) -> bytes:
+    """HEADERS of a gRPC call, each field as a literal that no table remembers."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": method,
+        ":authority": "localhost",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    block = b"".join(
+        b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields.items()
+    )
+    return len(block).to_bytes(3, "big") + bytes([1, 4]) + stream.to_bytes(4, "big") + block
+
+
+def reset_frame(stream: int) -> bytes:
+    return b"\x00\x00\x04\x03\x00" + stream.to_bytes(4, "big") + (8).to_bytes(4, "big")
+
+
+async def test_streams_that_are_reset_at_once_cost_nothing_lasting(
+    start_worker: Any, request_of: Callable[..., pb.ExecuteRequest]
+) -> None:
+    """CVE-2023-44487: 20,000 streams opened and reset; a stream beside them goes on, and nothing is left behind."""
+    guard = Guard()
+    worker = await start_worker(guard=guard)
+    beside = worker.stub.Execute(request_of("beside"), timeout=60)
+    assert (await beside.read()).HasField("started")
+    resident = psutil.Process().memory_info().rss
+    for _ in range(20):
+        async with http2(worker.port) as connection:
+            await connection.until(SETTINGS)
+            connection.send(SETTINGS, flags=ACK)
+            frames = [headers_frame(n, EXECUTE) + reset_frame(n) for n in range(1, 2001, 2)]
+            try:
+                for start in range(0, len(frames), 50):
+                    connection.writer.write(b"".join(frames[start : start + 50]))
+                    await connection.writer.drain()
+            except ConnectionError:
+                pass  # the server had enough of this connection
+        await worker.stub.Health(pb.HealthRequest(), timeout=20)
+    worker.fake.step(3)
+    events = []
+    while (event := await beside.read()) is not grpc.aio.EOF:
+        events.append(event.WhichOneof("event"))
+    assert events[-1] == "end"
+    for _ in range(400):
+        if guard.num_open == 0:
+            break
+        await asyncio.sleep(0.01)
+    assert guard.num_open == 0
+    assert len(worker.fake.jobs) == 1
+    assert psutil.Process().memory_info().rss - resident < 64 * 2**20
+
+
+async def test_r10_a_call_without_a_message_holds_no_place(
+    start_worker: Any, request_of: Callable[..., pb.ExecuteRequest]
+) -> None:
+    """R10: half-closed with nothing sent. It may last to its deadline, but counts as no request meanwhile."""
+    guard = Guard(each=Quota(concurrent_requests=1, requests_per_minute=2))
+    worker = await start_worker(guard=guard)
+    worker.fake.eager = True
+    empty = worker.channel.stream_stream(EXECUTE, None, None)(timeout=2)
+    await empty.done_writing()
+    await asyncio.sleep(0.1)
+    assert guard.num_open == 0
+    assert [event.WhichOneof("event") async for event in worker.stub.Execute(request_of())][-1] == "end"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await empty.read()
+    assert caught.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+    assert len(worker.fake.jobs) == 1
+
+
+async def test_r11_of_two_messages_the_first_counts(
+    start_worker: Any, request_of: Callable[..., pb.ExecuteRequest]
+) -> None:
+    """R11: the second is not looked at, and takes no second place."""
+    worker = await start_worker(guard=Guard(each=Quota(requests_per_minute=1)))
+    worker.fake.eager = True
+    call = worker.channel.stream_stream(EXECUTE, pb.ExecuteRequest.SerializeToString, pb.ExecuteEvent.FromString)(
+        timeout=20
+    )
+    await call.write(request_of("first"))
+    await call.write(request_of("second"))
+    await call.done_writing()
+    events = [event async for event in call]
+    assert events[0].started.job_id == "first"
+    assert events[-1].HasField("end")
+    assert [job.spec["job_id"] for job in worker.fake.jobs] == ["first"]
