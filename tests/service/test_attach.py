@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from tokenwire.config import load_settings
 from tokenwire.engine.fake import FakeEngine, FakeOutcome
-from tokenwire.security.guard import Admission
+from tokenwire.security.admission import Admission
 from tokenwire.security.principal import Principal, Scope
 from tokenwire.v1 import inference_pb2 as pb
 

@@ -21,7 +21,7 @@ from tokenwire.models import resolve
 from tokenwire.rpc.server import build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
-from tokenwire.security.guard import Admission
+from tokenwire.security.admission import Admission
 from tokenwire.security.principal import Principal, Scope
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc

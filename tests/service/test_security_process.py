@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +153,57 @@ def _cancel() -> Any:
     from tokenwire.v1 import inference_pb2 as pb
 
     return pb.CancelRequest(job_id="x")
+
+
+async def test_every_command_talks_to_a_worker_with_tls_and_keys(start: Any, tmp_path: Path) -> None:
+    """As docs/security.md has it: a key from the environment, the worker's root from a file."""
+    ca, keys = Authority(tmp_path), tmp_path / "keys.json"
+    pair, key = ca.issue("server"), create_key("k")
+    save(keys, key)
+    worker = await start(
+        "eager", api_keys_file=str(keys), tls_cert_file=str(pair.cert), tls_key_file=str(pair.key),
+        tls_client_ca_file=str(ca.cert),
+    )  # fmt: skip
+    client = ca.issue("client")
+    target = f"localhost:{(await worker.log_line('ready'))['port']}"
+    options = ("--target", target, "--ca", str(ca.cert), "--cert", str(client.cert), "--key", str(client.key))
+
+    async def run(*arguments: str, api_key: str | None = key.text) -> tuple[int, str, str]:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("TOKENWIRE_")}
+        if api_key is not None:
+            environ["TOKENWIRE_API_KEY"] = api_key
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tokenwire", *arguments, *options, env=environ,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(b"Hi\n"), 60)
+        assert process.returncode is not None
+        return process.returncode, out.decode(), err.decode()
+
+    results = await asyncio.gather(
+        run("generate", "Hello"),
+        run("chat"),
+        run("health"),
+        run(
+            "bench",
+            "--requests",
+            "4",
+            "--concurrency",
+            "2",
+            "--processes",
+            "2",
+            "--prompt-tokens",
+            "4",
+            "--max-tokens",
+            "3",
+        ),
+        run("generate", "Hello", api_key=create_key("wrong").text),
+    )
+    assert [code for code, _, _ in results] == [0, 0, 0, 0, 1], results
+    assert "Hello world!" in results[0][1]
+    assert "4 answers" in results[3][1]
+    assert "UNAUTHENTICATED" in results[4][2]
+    assert key.text not in str(results)
 
 
 async def test_a_remote_worker_without_tls_says_so(start: Any, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenwire.errors import TokenwireError
-from tokenwire.security.guard import Credentials, Guard, current_admission
+from tokenwire.security.admission import current_admission
+from tokenwire.security.guard import Credentials, Guard
 from tokenwire.security.key_file import write_keys
 from tokenwire.security.keys import KeyRing, create_key
 from tokenwire.security.limits import MAX_PRINCIPALS

@@ -12,14 +12,8 @@ import grpc
 
 from tokenwire.errors import TokenwireError
 from tokenwire.observe.logging import bind_context
-from tokenwire.security.guard import (
-    VOUCHED_KEY,
-    Admission,
-    Credentials,
-    Guard,
-    certificate_identity,
-    set_current_admission,
-)
+from tokenwire.security.admission import Admission, set_current_admission
+from tokenwire.security.guard import VOUCHED_KEY, Credentials, Guard, certificate_identity
 from tokenwire.security.policy import Rule, method_rule
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from tokenwire.rpc.observed import JobObserver
 from tokenwire.rpc.response_format import compile_format
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
 from tokenwire.rpc.validate import RawRequest, check_attach, check_job_id, check_request, fit_context
-from tokenwire.security.guard import current_admission, revoked_error
+from tokenwire.security.admission import current_admission, revoked_error
 from tokenwire.text.errors import TextError
 from tokenwire.v1 import inference_pb2 as pb
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenwire.errors import TokenwireError
+from tokenwire.security.admission import Admission
 from tokenwire.security.key_file import read_keys
 from tokenwire.security.keys import KeyRing
-from tokenwire.security.limits import Clock, Limiter, OpenRequest
+from tokenwire.security.limits import Clock, Limiter
 from tokenwire.security.policy import Rule
 from tokenwire.security.principal import ANONYMOUS, DEFAULT_SCOPES, Principal, Quota
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Metadata with `Guard.vouch`, from the HTTP port of this process to its gRPC port.
 VOUCHED_KEY = "x-tokenwire-vouched"
@@ -42,91 +37,6 @@ class Credentials:
     authorization: Sequence[str] = ()
     api_keys: Sequence[str] = ()
     certificate: str | None = None
-
-
-class Admission:
-    """A call that was let in; a context manager that ends with it."""
-
-    def __init__(
-        self, principal: Principal, request: OpenRequest | None, on_close: Callable[[Admission], None]
-    ) -> None:
-        self.principal = principal
-        self.revoked = False
-        self._request = request
-        self._kept = False
-        self._on_close = on_close
-        self._revocations: list[Callable[[], None]] = []
-
-    def reserve_tokens(self, num_tokens: int) -> None:
-        """See `OpenRequest.reserve_tokens`."""
-        if self._request is not None:
-            self._request.reserve_tokens(num_tokens)
-
-    def settle_tokens(self, num_tokens: int) -> None:
-        if self._request is not None:
-            self._request.settle_tokens(num_tokens)
-
-    def on_revoked(self, end: Callable[[], None]) -> None:
-        """Calls `end` once the credential is taken back, at once if it already was."""
-        self._revocations.append(end)
-        if self.revoked:
-            end()
-
-    def require_valid(self) -> None:
-        """For calls that go on: checks again.
-
-        Raises:
-            TokenwireError: UNAUTHENTICATED once the credential was taken back.
-        """
-        if self.revoked:
-            raise revoked_error()
-
-    def revoke(self) -> None:
-        self.revoked = True
-        for end in self._revocations:
-            end()
-
-    @contextlib.contextmanager
-    def keep_open(self) -> Iterator[None]:
-        """For work that outlives the call: until this ends it counts as open, and ends with its credential."""
-        self._kept = True
-        try:
-            yield
-        finally:
-            self._kept = False
-            self.close()
-
-    def close(self) -> None:
-        """The call is over. Idempotent."""
-        if self._kept:
-            return
-        if self._request is not None:
-            self._request.close()
-        self._on_close(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def revoked_error() -> TokenwireError:
-    return TokenwireError("UNAUTHENTICATED", "the credential was revoked")
-
-
-_current: ContextVar[Admission | None] = ContextVar("admission", default=None)
-_OPEN = Admission(ANONYMOUS, None, lambda _: None)
-
-
-def current_admission() -> Admission:
-    """Of the call that this task serves; everyone's where no guard stands before it."""
-    return _current.get() or _OPEN
-
-
-def set_current_admission(admission: Admission) -> None:
-    """For the guard of a port: says whose call this task serves."""
-    _current.set(admission)
 
 
 class Guard:
