@@ -82,13 +82,16 @@ class Worker(pb_grpc.InferenceServicer):
         return self.health
 
 
-def refuse(context: grpc.ServicerContext, code: int, message: str, *details: Message) -> None:
+def refuse(context: grpc.ServicerContext, code: int, message: str, *details: Message, correlation_id: str = "") -> None:
     status = status_pb2.Status(code=code, message=message)
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
-    context.abort_with_status(rpc_status.to_status(status))
+    refusal = rpc_status.to_status(status)
+    # As the worker does: only trailing metadata is sure to reach every client.
+    trailing = (*refusal.trailing_metadata, *((("x-correlation-id", correlation_id),) if correlation_id else ()))
+    context.abort_with_status(refusal._replace(trailing_metadata=trailing))
 
 
 def until_cancelled(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:

@@ -142,7 +142,6 @@ def test_metadata_correlation_id_and_deadline_travel(worker: Worker) -> None:
 
 
 def refused(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
-    context.send_initial_metadata((("x-correlation-id", "c-9"),))
     violations = [
         error_details_pb2.BadRequest.FieldViolation(field="top_p", description="must be above 0", reason="RANGE"),
         error_details_pb2.BadRequest.FieldViolation(field="seed", description="must fit 64 bits"),
@@ -153,6 +152,7 @@ def refused(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterat
         "2 fields are wrong",
         error_details_pb2.ErrorInfo(reason="INVALID_REQUEST", domain="tokenwire", metadata={"limit": "4"}),
         error_details_pb2.BadRequest(field_violations=violations),
+        correlation_id="c-9",
     )
     yield pb.ExecuteEvent()
 
