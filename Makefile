@@ -21,7 +21,7 @@ NATIVE_SOURCES := $(shell find native protos tests/native -name '*.h' -o -name '
 PACKAGE_INPUTS := pyproject.toml service/tokenwire/_version.py \
   $(shell find CMakeLists.txt native protos -type f)
 
-.PHONY: help setup demo test test-native test-deploy test-node lint format bench serve tools docs compliance audit wheel sdist lock clean
+.PHONY: help cuda-library setup demo test test-native test-deploy test-node lint format bench serve tools docs compliance audit wheel sdist lock clean
 
 help:
 	@echo 'make setup   create $(VENV), install the locked dependencies, build and install the package'
@@ -71,6 +71,12 @@ test-deploy: setup
 # Debian: apt-get install nodejs npm
 test-node: setup
 	$(BIN)/python -m pytest -m node
+
+# The CUDA library by itself; needs nvcc but no GPU. CUDA_ARCHITECTURES='80-real;90a-real' builds for those alone.
+cuda-library: $(DEPS_STAMP)
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DTOKENWIRE_CUDA=ON -DTOKENWIRE_PYTHON=OFF \
+	  $(if $(CUDA_ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)')
+	$(BIN)/cmake --build build/cuda --target tokenwire_cuda
 
 lint: $(DEPS_STAMP) $(STUBS_STAMP)
 	$(BIN)/ruff check .

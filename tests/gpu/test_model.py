@@ -66,6 +66,19 @@ def test_cpu_and_gpu_agree_on_k_formats(tmp_path: Path, dtype: str) -> None:
     check_agreement(model.path, model.vocab_size)
 
 
+def test_cpu_and_gpu_agree_where_q_k_and_v_have_different_formats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this mix q and k are Q5_0 and some layers' v is Q8_0, which the GPU keeps as one Q8_0 matrix."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    from benchmarks.make_model import SHAPES, write_model
+
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        write_model(file, "tiny", "q4_k_m", seed=0)
+    check_agreement(path, SHAPES["tiny"].vocab_size)
+
+
 @pytest.mark.parametrize(
     "shape",
     [
