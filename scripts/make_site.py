@@ -30,7 +30,7 @@ PROTOS = ROOT / "protos"
 ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "security-policy.md",
     "benchmarks/README.md": "benchmarks-peers.md",
     "benchmarks/NOTES.md": "benchmarks-notes.md",
     "deploy/README.md": "deployment.md",
