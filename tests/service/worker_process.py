@@ -33,7 +33,7 @@ class Process:
     async def log_line(self, event: str) -> dict[str, Any]:
         """Reads the log up to the next line of this event."""
         assert self.process.stderr is not None
-        while data := await asyncio.wait_for(self.process.stderr.readline(), 30):
+        while data := await asyncio.wait_for(self.process.stderr.readline(), 90):
             line = json.loads(data)
             self.lines.append(line)
             if line["event"] == event:
@@ -48,9 +48,9 @@ class Process:
 
     async def exit_status(self) -> int:
         assert self.process.stderr is not None
-        while data := await asyncio.wait_for(self.process.stderr.readline(), 30):
+        while data := await asyncio.wait_for(self.process.stderr.readline(), 90):
             self.lines.append(json.loads(data))
-        return await asyncio.wait_for(self.process.wait(), 30)
+        return await asyncio.wait_for(self.process.wait(), 90)
 
     def events(self) -> list[str]:
         return [line["event"] for line in self.lines]

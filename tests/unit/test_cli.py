@@ -298,9 +298,11 @@ def test_health_shows_the_state_and_says_it_with_the_exit_code(run: Run, worker:
     assert "49,152 entries" in result.out
     report = json.loads(run("health", "--json", "--target", worker.target).out)
     assert (report["status"], report["model"], report["context_length"]) == ("healthy", "m", 8192)
-    worker.health = pb.HealthResponse(status=pb.HealthResponse.STATUS_UNHEALTHY, phase="loading", load_percent=25)
+    status = pb.HealthResponse.STATUS_UNHEALTHY
+    worker.health = pb.HealthResponse(status=status, phase="loading", load_percent=25, reason="engine_stalled")
     result = run("health", "--target", worker.target)
     assert result.code == 1
+    assert "unhealthy: engine stalled" in result.out
     assert "loading (25 %)" in result.out
 
 

@@ -36,7 +36,7 @@ def health(
 
 def _rows(report: HealthReport) -> list[tuple[str, str]]:
     rows = [
-        ("status", report.status),
+        ("status", f"{report.status}: {report.reason.replace('_', ' ')}" if report.reason else report.status),
         ("phase", report.phase if report.load_percent == 100 else f"{report.phase} ({report.load_percent} %)"),
         ("model", report.model),
         ("weights", f"{report.quant_kind}, {'resident' if report.resident else 'not resident'}"),

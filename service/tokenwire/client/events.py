@@ -179,6 +179,7 @@ class HealthReport:
     workspace_bytes: int = 0
     device_name: str = ""
     residency_age_seconds: int | None = None
+    reason: str = ""
 
 
 def event_from_proto(message: pb.ExecuteEvent) -> Event | pb.Error | None:
@@ -253,6 +254,7 @@ def health_from_proto(message: pb.HealthResponse) -> HealthReport:
         queued=message.queued,
         phase=message.phase,
         load_percent=message.load_percent,
+        reason=message.reason,
         weight_bytes=message.memory.weight_bytes,
         kv_bytes=message.memory.kv_bytes,
         workspace_bytes=message.memory.workspace_bytes,
