@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import ssl
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -393,3 +394,50 @@ async def test_both_ports_of_a_process_share_keys_certificates_and_sighup(start:
     text = json.dumps(worker.lines)
     for key in (first, second):
         assert key.text.split("_", 2)[2] not in text
+
+
+async def test_a_gateway_apart_speaks_tls_on_both_sides_and_reloads(start: Any, tmp_path: Path) -> None:
+    """`tokenwire gateway`: client certificates towards the workers, keys and TLS towards its own clients, SIGHUP."""
+    ca = Authority(tmp_path)
+    pair, own = ca.issue("server"), ca.issue("gateway", (x509.DNSName("gateway.example.org"),))
+    first, second = create_key("first", USER), create_key("second", USER)
+    worker_keys, gateway_keys = save(tmp_path / "w.json", first, second), save(tmp_path / "g.json", first)
+    tls = {"tls_cert_file": str(pair.cert), "tls_key_file": str(pair.key)}
+    worker = await start("eager", api_keys_file=str(worker_keys), tls_client_ca_file=str(ca.cert), **tls)
+    target = f"localhost:{(await worker.log_line('ready'))['port']}"
+    flags = {
+        "target": target, "target_ca_file": str(ca.cert), "target_cert_file": str(own.cert),
+        "target_key_file": str(own.key), "api_keys_file": str(gateway_keys), "http_port": "0", "log_format": "json",
+        **tls,
+    }  # fmt: skip
+    arguments = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tokenwire", "gateway", *arguments, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+
+    async def line(event: str) -> dict[str, Any]:
+        assert process.stderr is not None
+        while data := await asyncio.wait_for(process.stderr.readline(), 30):
+            found = json.loads(data)
+            if found["event"] == event:
+                return dict(found)
+        raise AssertionError(f"no {event}")
+
+    try:
+        url = f"https://localhost:{(await line('listening'))['http_port']}/execute"
+        await line("worker_ready")
+        async with httpx.AsyncClient(trust_env=False, verify=tls_client(ca), timeout=20) as http:
+            assert "event: end" in (await http.post(url, json=body(), headers=bearer(first))).text
+            assert (await http.post(url, json=body(), headers=bearer(second))).status_code == 401
+            save(gateway_keys, second)
+            process.send_signal(signal.SIGHUP)
+            await line("keys_reloaded")
+            assert (await http.post(url, json=body(), headers=bearer(first))).status_code == 401
+            assert "event: end" in (await http.post(url, json=body(), headers=bearer(second))).text
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

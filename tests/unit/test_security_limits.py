@@ -99,6 +99,18 @@ def test_a_refused_request_does_not_count() -> None:
     limiter.open(one).close()
 
 
+def test_a_request_refused_for_its_tokens_does_not_count_as_one() -> None:
+    limiter = Limiter(Quota(requests_per_minute=2), FakeClock())
+    one = caller(requests_per_minute=2, tokens_per_minute=100)
+    limiter.open(one).reserve_tokens(90)
+    for _ in range(10):
+        request = limiter.open(one)
+        assert refusal(request.reserve_tokens, 50).quota == "tokens_per_minute"
+        request.close()
+    limiter.open(one).reserve_tokens(10)
+    assert refusal(limiter.open, one).quota == "requests_per_minute"
+
+
 def test_one_callers_limit_is_not_anothers() -> None:
     limiter = Limiter(Quota(), FakeClock())
     limiter.open(caller("key:a", requests_per_minute=1))

@@ -69,6 +69,7 @@ class Guard:
         self._limiter = Limiter(overall or Quota(), clock)
         self._wall_clock = wall_clock
         self._ring = read_keys(keys_file) if keys_file is not None else KeyRing()
+        self._principals: dict[str, Principal] = {}  # of keys that called, by id
         self._admissions: dict[str, set[Admission]] = {}
         # Known to the ports of this process alone: with it, one tells another whose certificate it has verified.
         self._port_secret = secrets.token_urlsafe(32)
@@ -124,7 +125,10 @@ class Guard:
             record = self._ring.find(text, self._wall_clock())
             if record is None:
                 raise TokenwireError("UNAUTHENTICATED")
-            return record.principal(self._each)
+            principal = self._principals.get(record.id)
+            if principal is None:
+                principal = self._principals[record.id] = record.principal(self._each)
+            return principal
         if credentials.certificate is not None:
             principal = _of_certificate(credentials.certificate, self._ring, self._each)
             if principal is None:
@@ -178,6 +182,7 @@ class Guard:
         if self._keys_file is None:
             return 0
         old, self._ring = self._ring, read_keys(self._keys_file)
+        self._principals.clear()
         ended = 0
         for name, admissions in list(self._admissions.items()):
             if self._still_holds(name, old):

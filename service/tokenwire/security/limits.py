@@ -133,7 +133,7 @@ class Limiter:
         for use, _, _ in counted:
             use.requests.add(1, now_s)
             use.open += 1
-        return OpenRequest(counted, self._clock)
+        return OpenRequest(counted, int(now_s), self._clock)
 
     def _use(self, name: str) -> _Use:
         use = self._uses.get(name)
@@ -150,8 +150,9 @@ class Limiter:
 class OpenRequest:
     """A generation that counts as open until `close`."""
 
-    def __init__(self, counted: list[tuple[_Use, Quota, str]], clock: Clock) -> None:
+    def __init__(self, counted: list[tuple[_Use, Quota, str]], second: int, clock: Clock) -> None:
         self._counted = counted
+        self._second = second
         self._clock = clock
         self._reserved: list[_Reservation] = []
         self._num_reserved = 0
@@ -170,6 +171,8 @@ class OpenRequest:
         for use, limit, who in limited:
             wait_s = use.tokens.wait_s(min(num_tokens, limit), limit, now_s)
             if wait_s > 0:
+                for other, _, _ in self._counted:  # what is refused does not count
+                    other.requests.correct(self._second, -1, now_s)
                 raise _over("tokens_per_minute", f"{who} may use {limit} tokens in 60 seconds", limit, wait_s)
         self._reserved = [_Reservation(use.tokens, use.tokens.add(num_tokens, now_s)) for use, _, _ in limited]
         self._num_reserved = num_tokens
