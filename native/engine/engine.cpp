@@ -400,7 +400,7 @@ void Engine::compute() {
   const Clock::time_point now = Clock::now();
   for (size_t i = 0; i < sampled_.size(); ++i) {
     Job* job = jobs_.at(sampled_[i]->id).get();
-    mask_states_.push_back(job->mask ? await_mask(job, now, sampled_.size() == 1) : NextMask::State::kTokens);
+    mask_states_.push_back(job->mask ? await_mask(job, now, scheduled_.size() == 1) : NextMask::State::kTokens);
     if (!job->mask) continue;
     if (mask_states_[i] == NextMask::State::kTokens) {
       sample_jobs_[i].mask = job->mask->bits.data();
