@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from e2e.helpers import only_when_asked, say
 from tokenwire.gateway.app import _router
+from tokenwire.gateway.errors import HTTP_ERRORS
 from tokenwire.security.policy import ROUTES
 
 # What the document promises is held to these. What it cannot say (a context's length, an unknown model) may be refused.
@@ -40,8 +42,14 @@ async def test_every_path_is_in_the_document_and_has_a_rule(gateway: Any) -> Non
     }
 
 
-async def run_schemathesis(gateway: Any, seconds: int) -> None:
-    """Fails on the first thing that the document does not allow."""
+def test_the_documentation_has_what_only_http_refuses() -> None:
+    text = Path(__file__).parents[2].joinpath("docs", "http.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", text, re.M)
+    assert dict(rows) == {row.code: str(row.status) for row in HTTP_ERRORS.values()}
+
+
+async def run_schemathesis(gateway: Any, seconds: int, directory: Path) -> None:
+    """Runs in `directory`, where it leaves its notes. Fails on the first thing that the document does not allow."""
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
         *("run", f"http://127.0.0.1:{gateway.port}/openapi.json"),
@@ -50,7 +58,7 @@ async def run_schemathesis(gateway: Any, seconds: int) -> None:
     ]
     environment = {**os.environ, "NO_PROXY": "*"}
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment, cwd=directory
     )
     output, _ = await asyncio.wait_for(process.communicate(), seconds + 90)
     text = output.decode("utf-8", "replace")
@@ -58,14 +66,16 @@ async def run_schemathesis(gateway: Any, seconds: int) -> None:
     assert process.returncode == 0, text[-8000:]
 
 
-async def test_the_document_is_true(worker: Any, gateway: Any) -> None:
+async def test_the_document_is_true(worker: Any, gateway: Any, tmp_path: Path) -> None:
     worker.fake.eager = True
-    await run_schemathesis(gateway, 15)
+    await run_schemathesis(gateway, 12, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_the_document_is_true_for_ten_minutes(worker: Any, gateway: Any, request: pytest.FixtureRequest) -> None:
+async def test_the_document_is_true_for_ten_minutes(
+    worker: Any, gateway: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     only_when_asked(request)
     worker.fake.eager = True
-    await run_schemathesis(gateway, 600)
+    await run_schemathesis(gateway, 600, tmp_path)

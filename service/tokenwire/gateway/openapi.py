@@ -95,9 +95,20 @@ def _schemas() -> Schema:
             "additionalProperties": False,
         },
         "ExecuteEvent": {
-            "type": "string",
-            "description": "frames of `event: started|token|metrics|end|error`, `id:` the next token's index, and "
-            "`data:` one line of JSON; comments fill silence",
+            "type": "object",
+            "description": "one frame of the stream; `id` is the index of the next token, `data` one line of JSON",
+            "required": ["event", "id", "data"],
+            "properties": {
+                "event": {"enum": ["started", "token", "metrics", "end", "error"]},
+                "id": {"type": "string", "pattern": "^[0-9]+$"},
+                "data": STRING,
+            },
+        },
+        "Chunk": {
+            "type": "object",
+            "description": "one frame of the stream; `data` is a chunk as JSON, an error, or `[DONE]`",
+            "required": ["data"],
+            "properties": {"event": {"const": "error"}, "data": STRING},
         },
         "CancelRequest": {"type": "object", "required": ["job_id"], "properties": {"job_id": _JOB_ID}},
         "Cancelled": _object(
@@ -314,7 +325,7 @@ def _model() -> Schema:
 
 
 def _completion(body: str) -> Schema:
-    content = {**_json("Completion"), "text/event-stream": {"schema": STRING}}
+    content = {**_json("Completion"), **_events("Chunk")}
     return _operation("Complete, whole or as a stream", body, content, tag="openai", error="OpenAiError")
 
 
