@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import statistics
 import sys
 import time
@@ -62,12 +63,14 @@ async def measure(args: argparse.Namespace) -> None:
         print(f"tokens/s: {calm:.1f} calm, {watched:.1f} {every}, ratio {watched / calm:.4f}")
         print(f"a scrape takes {statistics.median(scrapes_ms):.1f} ms, at worst {max(scrapes_ms):.1f} ms")
 
-        probing = asyncio.ensure_future(one_run(args, target, 10_000))
-        await asyncio.sleep(0.5)
-        probes_ms = sorted(await probes(target))
-        await probing
-        p50, p99 = (probes_ms[int(share * len(probes_ms))] for share in (0.5, 0.99))
-        print(f"{PARALLEL_PROBES} probes at once under load: p50 {p50:.1f} ms, p99 {p99:.1f} ms, client included")
+        for spread_s, when in ((0.0, "at once"), (1.0, "once a second each")):
+            loading = asyncio.ensure_future(keep_busy(args, target))
+            await asyncio.sleep(0.5)
+            probes_ms = sorted(await probes(target, spread_s))
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            p50, p99 = (probes_ms[int(share * len(probes_ms))] for share in (0.5, 0.99))
+            print(f"{PARALLEL_PROBES} probes {when} under load: p50 {p50:.1f} ms, p99 {p99:.1f} ms, client included")
 
 
 async def one_run(args: argparse.Namespace, target: str, run: int) -> float:
@@ -93,6 +96,12 @@ async def one_run(args: argparse.Namespace, target: str, run: int) -> float:
     return tokens / elapsed_s
 
 
+async def keep_busy(args: argparse.Namespace, target: str) -> None:
+    """Load until cancelled."""
+    for run in itertools.count(10_000):
+        await one_run(args, target, run)
+
+
 async def scrape(port: int, every_s: float, took_ms: list[float]) -> None:
     def once() -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
@@ -105,8 +114,8 @@ async def scrape(port: int, every_s: float, took_ms: list[float]) -> None:
         await asyncio.sleep(every_s)
 
 
-async def probes(target: str) -> list[float]:
-    """Milliseconds of each of ten rounds of probes, all of a round sent at once."""
+async def probes(target: str, spread_s: float) -> list[float]:
+    """Milliseconds of each of ten rounds of probes, those of a round sent within `spread_s`."""
     own = (("grpc.use_local_subchannel_pool", 1),)
     async with contextlib.AsyncExitStack() as stack:
         stubs = [
@@ -115,6 +124,7 @@ async def probes(target: str) -> list[float]:
         ]
 
         async def probe(number: int) -> float:
+            await asyncio.sleep(spread_s * number / PARALLEL_PROBES)
             began = time.perf_counter()
             await stubs[number % PROBE_CONNECTIONS].Check(health_pb2.HealthCheckRequest(service="readiness"))
             return (time.perf_counter() - began) * 1000
