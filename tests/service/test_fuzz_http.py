@@ -1,4 +1,4 @@
-"""Random bytes through the JSON layer, random text through the frames: only typed refusals, and nothing is lost.
+"""Random bytes through the JSON layer, random text through the frames (H29): only typed refusals, and nothing is lost.
 
 8 seconds by default; with `-m slow`, 10 minutes. `FUZZ_SEED` repeats a run.
 """
