@@ -467,3 +467,25 @@ async def test_a_response_format_reaches_the_validator(gateway: Any) -> None:
     response = await gateway.http.post("/execute", json=body)
     fields = [field["field"] for field in response.json()["error"]["details"]["fields"]]
     assert fields == ["response_format"]
+
+
+async def test_a_name_that_loses_an_address_keeps_its_streams(
+    worker: Any, start_gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start_gateway(f"dns:localhost:{worker.port}", ready=False)
+    await status_of(gateway, "/health/ready", 200)
+
+    async def look_up(*_: Any, **__: Any) -> list[Any]:
+        return [(0, 0, 0, "", ("127.0.0.9", worker.port))]
+
+    async with executing(gateway) as response:
+        stream = events(response)
+        assert (await anext(stream)).kind == "started"
+        job = await worker.submitted()
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        pool = gateway.server.gateway.pool
+        await pool._resolve()
+        assert [known.target for known in pool.workers] == [f"127.0.0.9:{worker.port}"]
+        while job.live:
+            job.step()
+        assert [event.kind async for event in stream][-1] == "end"

@@ -54,7 +54,7 @@ async def run_schemathesis(gateway: Any, seconds: int, directory: Path) -> None:
         str(Path(sys.executable).with_name("schemathesis")),
         *("run", f"http://127.0.0.1:{gateway.port}/openapi.json"),
         *("--checks", CHECKS, "--max-time", str(seconds), "--seed", os.environ.get("FUZZ_SEED", "1")),
-        *("--no-color", "--warnings", "off", "--request-timeout", "20", "--max-failures", "5"),
+        *("--no-color", "--warnings", "off", "--request-timeout", "60", "--max-failures", "5"),
     ]
     environment = {**os.environ, "NO_PROXY": "*"}
     process = await asyncio.create_subprocess_exec(

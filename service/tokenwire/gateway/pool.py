@@ -16,6 +16,8 @@ from tokenwire.observe.logging import get_logger
 from tokenwire.v1 import inference_pb2 as pb
 
 RESOLVE_SECONDS = 5.0
+# How long streams may go on at a worker whose name is gone; a worker that drains ends them sooner.
+LEAVE_SECONDS = 600.0
 DNS_PREFIX = "dns:"
 REMEMBERED_JOBS = 10_000
 
@@ -40,6 +42,7 @@ class WorkerPool:
         self._turn = 0
         self._jobs: OrderedDict[str, Worker] = OrderedDict()
         self._resolving: asyncio.Future[None] | None = None
+        self._leaving: set[asyncio.Future[None]] = set()
 
     @property
     def workers(self) -> Sequence[Worker]:
@@ -58,6 +61,9 @@ class WorkerPool:
             self._resolving.cancel()
             with suppress(asyncio.CancelledError):
                 await self._resolving
+        for leaving in self._leaving:
+            leaving.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in self._workers.values()))
 
     def candidates(self, model: str | None = None) -> list[Worker]:
@@ -141,7 +147,9 @@ class WorkerPool:
         for target in sorted(wanted):
             self._add(target)
         for target in [target for target in self._workers if target not in wanted]:
-            await self._workers.pop(target).close()
+            gone = asyncio.ensure_future(self._workers.pop(target).close(LEAVE_SECONDS))
+            self._leaving.add(gone)
+            gone.add_done_callback(self._leaving.discard)
 
 
 def _shown(host: str, port: str) -> str:

@@ -98,11 +98,12 @@ class Worker:
             raise error_from_call(error) from error
         return response
 
-    async def close(self) -> None:
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Lets running streams end within `grace_s` seconds, and closes the connection."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._channel.close()
+        await self._channel.close(grace_s)
 
     async def _watch(self) -> None:
         """Follows readiness. A change is known at once, the figures of Health follow it."""

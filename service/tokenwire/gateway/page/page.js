@@ -219,7 +219,7 @@ function receive(mine, event) {
     seed.className = 'seed';
     seed.textContent = ` · seed ${mine.seed}`;
     $('note').replaceChildren(why, seed);
-    $('seed').placeholder = `drawn for each answer; last ${mine.seed}`;
+    $('seed').placeholder = `last: ${mine.seed}`;
     announce(`Done: ${data.tokens_out} tokens, ${why}`);
   } else if (event.kind === 'error') {
     mine.ended = true;
