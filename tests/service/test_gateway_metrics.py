@@ -28,6 +28,15 @@ async def test_a_gateway_apart_counts_the_workers_behind_it(worker: Any, start_g
         pass
 
 
+async def test_ignored_fields_are_counted(gateway: Any, worker: Any) -> None:
+    """H21."""
+    worker.fake.eager = True
+    body = {"job_id": "j", "prompt": "x", "colour": "green", "shape": None}
+    assert (await gateway.http.post("/execute", json=body)).status_code == 200
+    page = parse((await gateway.http.get("/metrics")).text)
+    assert page["tokenwire_gateway_unknown_fields_total"] == 2
+
+
 async def test_the_page_comes_in_the_format_that_was_asked_for(gateway: Any) -> None:
     plain = await gateway.http.get("/metrics")
     assert plain.headers["content-type"].startswith("text/plain")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import prometheus_client
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tokenwire.gateway.asgi import Receive, Scope, Send, header, respond
@@ -35,6 +35,24 @@ def gateway_registry(pool: WorkerPool) -> CollectorRegistry:
     registry.register(_Workers(pool))
     prometheus_client.ProcessCollector(registry=registry)
     return registry
+
+
+class UnknownFields(Collector):
+    """How many fields of unknown names a gateway ignored.
+
+    Args:
+        count: the number so far.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        declaration = declared.GATEWAY_UNKNOWN_FIELDS
+        yield CounterMetricFamily(declaration.name, declaration.help, value=self._count())
 
 
 class _Workers(Collector):

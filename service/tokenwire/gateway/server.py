@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from tokenwire.client.auth import ChannelCredentials, channel_credentials
 from tokenwire.gateway.app import build_app
 from tokenwire.gateway.context import Gateway
-from tokenwire.gateway.metrics import gateway_registry
+from tokenwire.gateway.metrics import UnknownFields, gateway_registry
 from tokenwire.gateway.pool import WorkerPool
 from tokenwire.gateway.protection import Protection
 from tokenwire.gateway.protocol import protocol_class
@@ -55,6 +55,7 @@ class GatewayServer:
     ) -> None:
         guard = security.guard if security is not None else None
         self.gateway = Gateway(settings, pool, metrics or gateway_registry(pool), guard, stop)
+        self.gateway.metrics.register(UnknownFields(lambda: self.gateway.num_unknown_fields))
         self._security = security
         self.port = 0
         self._settings = settings

@@ -58,7 +58,7 @@ class Declaration:
             name: it has one value a process.
         buckets: upper bounds of a histogram; empty for one that the engine counts, which brings its own.
         counted_by: `worker` where a request ends; `engine` in the token loop, read when scraped; `state` is what is
-            true when scraped; `gateway` the same in a gateway apart.
+            true when scraped; `gateway` at the HTTP port.
     """
 
     name: str
@@ -212,6 +212,13 @@ GATEWAY_WORKERS = Declaration(
     "Workers behind a gateway that runs apart from them, by what they last said. Only on that gateway's page.",
     "gateway",
     {"state": ("ready", "not_ready", "unreachable")},
+)
+
+GATEWAY_UNKNOWN_FIELDS = Declaration(
+    PREFIX + "gateway_unknown_fields_total",
+    "counter",
+    "Fields of unknown names in HTTP requests, which were ignored. Where there is an HTTP port.",
+    "gateway",
 )
 
 # What routers of the Gateway API read from a model server that has no label of its own. Names and labels are vLLM's.
