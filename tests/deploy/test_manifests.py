@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from deploy.helpers_processes import DEPLOY, ROOT
 from tokenwire.config import Settings
 from tokenwire.observe.metrics import DECLARATIONS
 from tokenwire.rpc.state import WorkerState
+from tokenwire.v1 import inference_pb2
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -183,3 +185,13 @@ def test_the_image_is_built_from_what_it_may_see() -> None:
     assert "torch" not in (ROOT / "requirements" / "runtime.txt").read_text(encoding="utf-8")
     assert re.search(r"^USER 65532:65532$", text, re.MULTILINE)
     assert pod()["securityContext"]["runAsUser"] == 65532
+
+
+def test_ray_serves_the_contract_by_its_own_names() -> None:
+    config = yaml.safe_load((DEPLOY / "ray" / "config.yaml").read_text(encoding="utf-8"))
+    (function,) = config["grpc_options"]["grpc_servicer_functions"]
+    module, name = function.rsplit(".", 1)
+    assert callable(getattr(importlib.import_module(module), name))
+    replica = (DEPLOY / "ray" / "tokenwire_ray.py").read_text(encoding="utf-8")
+    for method in inference_pb2.DESCRIPTOR.services_by_name["Inference"].methods_by_name:
+        assert re.search(rf"async def {method}\(", replica)

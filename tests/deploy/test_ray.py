@@ -79,6 +79,8 @@ def served(ray_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "PATH": f"{ray_bin}:{os.environ['PATH']}",
         "PYTHONPATH": str(DEPLOY / "ray"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",  # of a machine that does other things too
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_AUTH_MODE": "disabled",  # else it writes a token into the home directory
         "TOKENWIRE_MODEL": str(models.resolve("smollm2", fetch=True)),
         "TOKENWIRE_NUM_THREADS": "1",
