@@ -117,6 +117,15 @@ class Inference:
         finally:
             call.cancel()  # nothing, if it has ended; else the client left, and the worker frees the job's blocks
 
+    async def Attach(
+        self, request: pb.AttachRequest, grpc_context: RayServegRPCContext
+    ) -> AsyncIterator[pb.ExecuteEvent]:
+        """Refused: a detached stream rests in one worker, and the proxy does not know which."""
+        grpc_context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        grpc_context.set_details("streams are not taken up again through Ray")
+        raise NotImplementedError("Attach")
+        yield
+
     async def Cancel(self, request: pb.CancelRequest, grpc_context: RayServegRPCContext) -> pb.CancelResponse:
         """Asks every replica's worker; the one that knows the job answers."""
         found = [entry["name"] for entry in ray.util.list_named_actors(True) if entry["namespace"] == NAMESPACE]
