@@ -160,7 +160,7 @@ def test_a_refusal_keeps_its_status_and_its_sentence(served: tuple[str, psutil.P
     with Client(served[0]) as client, pytest.raises(TokenwireRpcError) as caught:
         client.generate("x", max_tokens=0, temperature=9.0)
     assert caught.value.status is grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.message == "the request is not valid"
+    assert "max_tokens, temperature" in caught.value.message
 
 
 def test_a_cancel_finds_its_job_on_any_replica(served: tuple[str, psutil.Process]) -> None:
