@@ -101,6 +101,7 @@ def served(ray_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             server.wait(90)
         except subprocess.TimeoutExpired:
             server.kill()
+            server.wait()
         for process in family:
             if process.is_running():
                 process.kill()
