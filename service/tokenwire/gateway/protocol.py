@@ -18,6 +18,7 @@ from tokenwire.http_config import HttpSettings
 from tokenwire.observe.logging import get_logger
 
 MAX_PIPELINED = 8
+LINGER_SECONDS = 1.0
 
 _METHOD = re.compile(rb"[A-Za-z-]{1,32} ")
 
@@ -185,7 +186,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._is_idle():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.close()
+        if self.transport.can_write_eof():
+            # What still comes is thrown away for a moment: closing on it would take the answer away from the client.
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
 
 
 def _whole_response(error: HttpError) -> bytes:
