@@ -10,7 +10,6 @@ tokens is an error. Server and client share the machine, as in any such measurem
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import random
@@ -23,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from benchmarks.llama_server import LlamaServerLoad
 from benchmarks.processes import ProcessorTimes, free_port, llama_server_is_ready, running, worker_is_ready
@@ -212,7 +213,8 @@ def main() -> None:
             command += ["--host", "127.0.0.1", "--port", str(peer_port)]
             pids.append(stack.enter_context(running(command, lambda: llama_server_is_ready(peer_port))))
         served_port = peer_port if arguments.llama_server else None
-        runs = asyncio.run(measure(model, load, target, served_port, pids, arguments.runs))
+        # The client shares the processors with what it measures: it must not be the slow part.
+        runs = uvloop.run(measure(model, load, target, served_port, pids, arguments.runs))
     print_table(load, model, runs, arguments)
     if arguments.json:
         report = {"load": asdict(load), "runs": {name: [asdict(run) for run in rows] for name, rows in runs.items()}}

@@ -302,7 +302,8 @@ void write_pair(const MatmulTask& task, const MatrixPart& part, int64_t pair, in
   }
   const int64_t first = local * kPairRows;
   const int64_t count = part.num_rows - first < kPairRows ? part.num_rows - first : kPairRows;
-  for (int64_t r = 0; r < num_rows; ++r) write_segment(task, row_begin + r, part.first_column + first, count, values[r]);
+  for (int64_t r = 0; r < num_rows; ++r)
+    write_segment(task, row_begin + r, part.first_column + first, count, values[r]);
 }
 
 // --- Loops over pairs and rows. ---

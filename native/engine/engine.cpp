@@ -49,14 +49,16 @@ Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std:
     is_stop_token_[static_cast<size_t>(id)] = 1;
   }
   StepLimits limits;
-  limits.max_rows = options_.max_batch_tokens;
+  limits.max_rows = options_.max_lone_batch_tokens;
   limits.max_logit_rows = options_.max_running_jobs;
   backend_->prepare(shape, limits);
   const int32_t num_kv_blocks =
       choose_kv_blocks(shape, options_.kv_cache_bytes, wanted_kv_tokens(shape, options_, device_), *backend_);
   backend_->allocate_kv(num_kv_blocks);
   pool_ = std::make_unique<KvPool>(num_kv_blocks, options_.prefix_cache);
-  scheduler_ = std::make_unique<Scheduler>(SchedulerLimits{limits.max_rows, options_.max_running_jobs}, pool_.get());
+  scheduler_ = std::make_unique<Scheduler>(
+      SchedulerLimits{options_.max_batch_tokens, options_.max_running_jobs, options_.max_lone_batch_tokens},
+      pool_.get());
   counters_.memory = backend_->memory_use();
   publish_stats();
   event_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

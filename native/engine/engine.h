@@ -28,7 +28,8 @@ struct EngineOptions {
   int32_t num_threads = 0;
   int64_t kv_cache_bytes = 0;
   int32_t max_context_tokens = 0;
-  int32_t max_batch_tokens = 0;  // rows in a step: the chunk of a prefill
+  int32_t max_batch_tokens = 0;       // rows in a step: the chunk of a prefill
+  int32_t max_lone_batch_tokens = 0;  // rows in a step that holds up no stream
   int32_t max_running_jobs = 0;
   int32_t max_queued_jobs = 256;
   int64_t max_queued_tokens = 0;  // prompt tokens that wait

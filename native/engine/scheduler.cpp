@@ -130,9 +130,10 @@ void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vec
     schedule(sequence, 1, plan, scheduled);
   }
 
+  const int32_t max_rows = decoding.empty() ? std::max(limits_.max_rows, limits_.max_lone_rows) : limits_.max_rows;
   const auto prefill = [&](Sequence* sequence) {
     const int32_t left = sequence->num_tokens() - sequence->num_computed;
-    const int32_t rows = std::min(left, limits_.max_rows - plan->num_rows());
+    const int32_t rows = std::min(left, max_rows - plan->num_rows());
     if (rows > 0) schedule(sequence, rows, plan, scheduled);
   };
   std::vector<Sequence*> prefilling;
@@ -145,8 +146,7 @@ void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vec
   size_t next = 0;
   bool fits = true;
   const auto admit_above = [&](int64_t priority) {
-    while (fits && next < waiting_.size() && plan->num_rows() < limits_.max_rows &&
-           num_running() < limits_.max_running) {
+    while (fits && next < waiting_.size() && plan->num_rows() < max_rows && num_running() < limits_.max_running) {
       Sequence* sequence = waiting_[next];
       if (sequence->paused) {
         ++next;

@@ -34,8 +34,9 @@ struct Sequence {
 };
 
 struct SchedulerLimits {
-  int32_t max_rows = 0;     // tokens in a step
-  int32_t max_running = 0;  // sequences that hold blocks
+  int32_t max_rows = 0;       // tokens in a step
+  int32_t max_running = 0;    // sequences that hold blocks
+  int32_t max_lone_rows = 0;  // tokens in a step in which no sequence waits for its next token, if more than max_rows
 };
 
 // How many later arrivals of higher classes may be put before a waiting sequence: after that it is overtaken no more,
@@ -44,9 +45,9 @@ constexpr int32_t kMaxOvertaken = 32;
 
 // Continuous batching with chunked prefill. Each step: first every running sequence that waits for its next token (one
 // row each), then prompt chunks by class, in a class those of running sequences before newly admitted ones, until the
-// row budget is spent. If a running sequence needs a block and none can be had, the youngest of the lowest class is
-// preempted: it gives its blocks back, waits at the front of its class, and later recomputes exactly what it had
-// (invisible: W-42).
+// row budget is spent, which is larger while there is no stream to hold up. If a running sequence needs a block and
+// none can be had, the youngest of the lowest class is preempted: it gives its blocks back, waits at the front of its
+// class, and later recomputes exactly what it had (invisible: W-42).
 class Scheduler {
  public:
   Scheduler(const SchedulerLimits& limits, KvPool* pool) : limits_(limits), pool_(pool) {}

@@ -10,6 +10,8 @@ namespace {
 
 // A chunk of prefill is about the time of a few decode steps.
 constexpr int32_t kCpuBatchTokens = 256;
+// A chunk that holds up no stream may be larger: the weights are unpacked less often.
+constexpr int32_t kCpuLoneBatchTokens = 512;
 constexpr int32_t kCpuRunningJobs = 64;
 constexpr int64_t kCpuKvTokens = 32768;
 // Below this a GPU's matrix units wait for weights, above it prefill holds decoding streams up for longer.
@@ -28,7 +30,11 @@ bool is_cpu(const DeviceInfo& device) { return device.id == "cpu"; }
 
 EngineOptions resolve(EngineOptions options, const DeviceInfo& device) {
   const bool cpu = is_cpu(device);
-  if (options.max_batch_tokens <= 0) options.max_batch_tokens = cpu ? kCpuBatchTokens : kGpuBatchTokens;
+  if (options.max_batch_tokens <= 0) {
+    options.max_batch_tokens = cpu ? kCpuBatchTokens : kGpuBatchTokens;
+    options.max_lone_batch_tokens = cpu ? kCpuLoneBatchTokens : kGpuBatchTokens;
+  }
+  options.max_lone_batch_tokens = std::max(options.max_lone_batch_tokens, options.max_batch_tokens);
   if (options.max_running_jobs <= 0) options.max_running_jobs = cpu ? kCpuRunningJobs : kGpuRunningJobs;
   // Every running job must be able to decode in every step.
   options.max_running_jobs = std::min(options.max_running_jobs, options.max_batch_tokens);

@@ -75,6 +75,37 @@ TEST(a_prompt_is_cut_to_the_row_budget) {
   CHECK_EQ(driver.step(), 1);
 }
 
+TEST(a_prompt_that_holds_up_no_stream_is_cut_larger) {
+  KvPool pool(64, false);
+  Scheduler scheduler({32, 8, 64}, &pool);
+  Sequence prompt, stream;
+  prompt.id = 1;
+  prompt.tokens.assign(300, 7);
+  prompt.num_prompt_tokens = 300;
+  prompt.max_total_tokens = 310;
+  stream.id = 2;
+  stream.priority = 1;
+  stream.tokens.assign(20, 9);
+  stream.num_prompt_tokens = 20;
+  stream.max_total_tokens = 40;
+  StepPlan plan;
+  std::vector<Sequence*> scheduled, admitted;
+  const auto step = [&] {
+    scheduler.plan(&plan, &scheduled, &admitted);
+    scheduler.commit(plan, scheduled);
+    return plan.num_rows();
+  };
+  scheduler.add(&prompt);
+  CHECK_EQ(step(), 64);
+  scheduler.add(&stream);
+  CHECK_EQ(step(), 64);  // both prompts
+  stream.tokens.push_back(11);
+  CHECK_EQ(step(), 32);
+  scheduler.remove(&stream);
+  CHECK_EQ(step(), 64);
+  CHECK_EQ(scheduler.audit(), std::string());
+}
+
 TEST(decoding_goes_on_beside_a_long_prompt) {
   Driver driver(256, 32, 8);
   Sequence* decoding = driver.add(4, 50);
