@@ -206,9 +206,11 @@ void CpuBackend::embed(MatrixHandle table) {
 }
 
 void CpuBackend::normalize(const float* x, VectorHandle gain, const PackedMatrix& next, int64_t num_rows) {
+  const NormOutput output = !next.needs_quantized ? NormOutput::kValues
+                            : next.needs_float    ? NormOutput::kBoth
+                                                  : NormOutput::kCodes;
   for_rows(num_rows, [&](int64_t begin, int64_t end) {
-    kernels_.rms_norm(x, shape_.hidden_size, vector(gain), shape_.rms_eps, normed_.view, begin, end,
-                      next.needs_quantized);
+    kernels_.rms_norm(x, shape_.hidden_size, vector(gain), shape_.rms_eps, normed_.view, begin, end, output);
   });
 }
 

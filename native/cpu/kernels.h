@@ -28,6 +28,9 @@ enum class Epilogue {
   kSiluMul,  // out = silu(gate) · up, for gate_up matrices
 };
 
+// What a normalisation leaves in its Activations.
+enum class NormOutput { kValues, kCodes, kBoth };
+
 struct MatmulTask {
   const PackedMatrix* matrix = nullptr;
   const float* bias = nullptr;  // [matrix->num_rows] or null
@@ -82,9 +85,10 @@ struct Kernels {
   Isa isa;
   // Rows [begin, end) of input.values → codes, scales, code_sums, sums.
   void (*quantize_rows)(const Activations& rows, int64_t begin, int64_t end);
-  // out.values[r] = x[r] / rms(x[r]) · gain, and quantised if `quantize`.
+  // x[r] / rms(x[r]) · gain as values, codes or both. Of values that are not asked for, those of row `begin` are
+  // spoilt.
   void (*rms_norm)(const float* x, int64_t x_stride, const float* gain, float eps, const Activations& out,
-                   int64_t begin, int64_t end, bool quantize);
+                   int64_t begin, int64_t end, NormOutput output);
   // Pairs [pair_begin, pair_end) × rows [row_begin, row_end). `scratch` holds kMatmulScratchBytes.
   void (*matmul)(const MatmulTask& task, int64_t pair_begin, int64_t pair_end, int64_t row_begin, int64_t row_end,
                  uint8_t* scratch);

@@ -7,8 +7,10 @@
 namespace tw::cpu::TW_ISA {
 
 void quantize_rows(const Activations& rows, int64_t begin, int64_t end);
+// One row of values from anywhere.
+void quantize_row(const float* x, const Activations& out, int64_t row);
 void rms_norm(const float* x, int64_t x_stride, const float* gain, float eps, const Activations& out, int64_t begin,
-              int64_t end, bool quantize);
+              int64_t end, NormOutput output);
 void matmul(const MatmulTask& task, int64_t pair_begin, int64_t pair_end, int64_t row_begin, int64_t row_end,
             uint8_t* scratch);
 void dequantize_row(const MatrixPart& part, int64_t row, int64_t num_cols, float* out);

@@ -22,27 +22,30 @@ void quantize_block(const float* x, float factor, int16_t* codes, int32_t* code_
 
 }  // namespace
 
-void quantize_rows(const Activations& rows, int64_t begin, int64_t end) {
-  const int64_t num_blocks = rows.num_blocks();
-  const int64_t last = end * num_blocks;
+void quantize_row(const float* x, const Activations& out, int64_t row) {
+  const int64_t num_blocks = out.num_blocks();
   alignas(64) float largest[kTogether] = {};
   alignas(64) float factors[kTogether];
   alignas(64) float scales[kTogether];
-  for (int64_t first = begin * num_blocks; first < last; first += kTogether) {
-    const int64_t count = last - first < kTogether ? last - first : kTogether;
-    const float* x = rows.values + first * kBlock;
-    for (int64_t i = 0; i < count; ++i) largest[i] = largest_of(x + i * kBlock);
+  for (int64_t first = 0; first < num_blocks; first += kTogether) {
+    const int64_t count = num_blocks - first < kTogether ? num_blocks - first : kTogether;
+    const float* in = x + first * kBlock;
+    for (int64_t i = 0; i < count; ++i) largest[i] = largest_of(in + i * kBlock);
     const F32x16 tops = F32x16::load(largest);
     const F32x16 top_code = F32x16::broadcast(kLargestCode);
     (top_code / max(tops, F32x16::broadcast(kSmallest))).store(factors);
     (tops / top_code).store(scales);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t index = first + i;
-      quantize_block(x + i * kBlock, factors[i], rows.codes + index * kBlock, rows.code_sums + 2 * index);
-      rows.scales[index] = scales[i];
-      rows.sums[index] = scales[i] * static_cast<float>(rows.code_sums[2 * index]);
+      const int64_t index = row * num_blocks + first + i;
+      quantize_block(in + i * kBlock, factors[i], out.codes + index * kBlock, out.code_sums + 2 * index);
+      out.scales[index] = scales[i];
+      out.sums[index] = scales[i] * static_cast<float>(out.code_sums[2 * index]);
     }
   }
+}
+
+void quantize_rows(const Activations& rows, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) quantize_row(rows.values + row * rows.num_cols, rows, row);
 }
 
 }  // namespace tw::cpu::TW_ISA

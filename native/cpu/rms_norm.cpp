@@ -9,7 +9,7 @@
 namespace tw::cpu::TW_ISA {
 
 void rms_norm(const float* x, int64_t x_stride, const float* gain, float eps, const Activations& out, int64_t begin,
-              int64_t end, bool quantize) {
+              int64_t end, NormOutput output) {
   const int64_t num_cols = out.num_cols;
   for (int64_t row = begin; row < end; ++row) {
     const float* in = x + row * x_stride;
@@ -20,11 +20,12 @@ void rms_norm(const float* x, int64_t x_stride, const float* gain, float eps, co
     }
     const float mean = sum(squares) / static_cast<float>(num_cols);
     const F32x16 factor = F32x16::broadcast(1.0f / std::sqrt(mean + eps));
-    float* values = out.values + row * num_cols;
+    // Values that nobody reads stay in the first-level cache.
+    float* values = out.values + (output == NormOutput::kCodes ? begin : row) * num_cols;
     for (int64_t i = 0; i < num_cols; i += 16) {
       (F32x16::load(in + i) * factor * F32x16::load(gain + i)).store(values + i);
     }
-    if (quantize) quantize_rows(out, row, row + 1);
+    if (output != NormOutput::kValues) quantize_row(values, out, row);
   }
 }
 

@@ -49,8 +49,8 @@ MUTATIONS = (
     Mutation(
         "the blocks of a matrix row are summed backwards if several rows are computed together",
         "native/cpu/matmul.cpp",
-        r"(\nvoid rows_by_tiles\(.*?)for \(int64_t b = 0; b < num_blocks; \+\+b\)( \{\n)(?=.*?accumulate<)",
-        r"\1for (int64_t b = num_blocks - 1; b >= 0; --b)\2",
+        r"(\nvoid rows_by_tiles\(.*?)for \(int64_t b = begin; b < end; \+\+b\)( \{\n)(?=.*?accumulate<)",
+        r"\1for (int64_t b = end - 1; b >= begin; --b)\2",
     ),
     Mutation(
         "a preempted sequence forgets that it has drawn tokens",

@@ -266,7 +266,11 @@ TEST(rms_norm_agrees_with_float64) {
   std::vector<float> first;
   for (const Isa isa : usable_isas()) {
     Input out(3, 160, &random);
-    kernels_for(isa).rms_norm(input.values.data(), 160, gain.data(), 1e-5f, out.view, 0, 3, true);
+    kernels_for(isa).rms_norm(input.values.data(), 160, gain.data(), 1e-5f, out.view, 0, 3, NormOutput::kBoth);
+    Input codes_only(3, 160, &random);
+    kernels_for(isa).rms_norm(input.values.data(), 160, gain.data(), 1e-5f, codes_only.view, 0, 3, NormOutput::kCodes);
+    CHECK(out.codes == codes_only.codes);
+    CHECK(out.sums == codes_only.sums);
     if (first.empty()) first = out.values;
     CHECK(std::memcmp(first.data(), out.values.data(), first.size() * sizeof(float)) == 0);
   }
