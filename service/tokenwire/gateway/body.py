@@ -45,19 +45,17 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     declared = headers(scope, b"content-length")
     if declared and (not declared[0].isdigit() or int(declared[0]) > max_bytes):
         raise too_large(max_bytes)
-    parts: list[bytes] = []
-    size = 0
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         part = message.get("body", b"")
-        size += len(part)
-        if size > max_bytes:
+        if len(body) + len(part) > max_bytes:
             raise too_large(max_bytes)
-        parts.append(part)
+        body += part
         if not message.get("more_body", False):
-            return b"".join(parts)
+            return bytes(body)
 
 
 class ClientGoneError(Exception):
