@@ -177,10 +177,12 @@ def test_a_disk_that_stalls_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "write", stalled)
     for _ in range(30):
         get_logger().info("line")
-    assert file.num_dropped >= 19
+    # The line that later tells of the loss may be lost too, and is not one of these.
+    num_dropped = file.num_dropped
+    assert num_dropped >= 19
     release.set()
     file.close()
-    assert len([event for event in events(tmp_path / "worker.log") if event == "line"]) == 30 - file.num_dropped
+    assert len([event for event in events(tmp_path / "worker.log") if event == "line"]) == 30 - num_dropped
 
 
 def test_a_directory_that_cannot_be_renamed_in_keeps_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

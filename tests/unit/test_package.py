@@ -45,7 +45,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert any(name.startswith("tokenwire/_native.") for name in binaries)
     assert {name.split("/")[0] for name in names} == {"tokenwire", info}
     kinds = {Path(name).suffix for name in names if name.startswith("tokenwire/")}
-    assert kinds <= {".py", ".pyi", ".so", ".typed"}
+    page = {".css", ".html", ".js", ".svg"}
+    assert kinds <= {".py", ".pyi", ".so", ".typed"} | page
     assert f"Version: {__version__}" in text
     assert "License-Expression: Apache-2.0" in text
     assert "Requires-Dist: grpcio<2,>=" in text
