@@ -130,10 +130,6 @@ struct U8x64 {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
   }
-  void store(uint8_t* p) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), lo);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), hi);
-  }
 };
 
 inline U8x64 low_nibbles(U8x64 a) {

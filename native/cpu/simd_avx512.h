@@ -98,7 +98,6 @@ inline void store_codes(I32x16 a, I32x16 b, int16_t* p, int32_t* sums) {
 struct U8x64 {
   __m512i v;
   static U8x64 load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-  void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
 };
 
 inline U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }

@@ -179,7 +179,6 @@ struct U8x64 {
     std::memcpy(r.v, p, sizeof r.v);
     return r;
   }
-  void store(uint8_t* p) const { std::memcpy(p, v, sizeof v); }
 };
 
 inline U8x64 low_nibbles(U8x64 a) {
