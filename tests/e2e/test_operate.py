@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import signal
+import struct
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +44,27 @@ def job(number: int, max_tokens: int) -> pb.ExecuteRequest:
     )
 
 
-async def read(call: Any, started: asyncio.Semaphore) -> tuple[str, int]:
-    """How a stream ended, `end` or the error's code, and its tokens; every event is held to the protocol."""
+@dataclass
+class Ending:
+    """How a stream ended: `end` or the error's code, the ids that came, and where the error says to go on."""
+
+    code: str
+    ids: tuple[int, ...]
+    resume: pb.ResumePoint
+
+
+async def read(call: Any, started: asyncio.Semaphore) -> Ending:
+    """Reads a stream to its end; every event is held to the protocol."""
     transcript = Transcript()
     ending = ""
+    resume = pb.ResumePoint()
     try:
         async for event in call:
             kind = event.WhichOneof("event")
             assert not ending, f"{kind} after the terminal event"
             if kind == "error":
                 assert transcript.metrics is not None
-                ending = event.error.code
+                ending, resume = event.error.code, event.error.resume
                 continue
             transcript.add_event(event)
             if kind == "started":
@@ -62,10 +75,10 @@ async def read(call: Any, started: asyncio.Semaphore) -> tuple[str, int]:
     except grpc.aio.AioRpcError as error:
         assert (error.code(), ending) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")  # noqa: PT017 - or no error at all
     assert (await call.code() is grpc.StatusCode.OK) == (ending == "end")
-    return ending, transcript.num_tokens
+    return Ending(ending, transcript.ids, resume)
 
 
-async def drain_under_load(model: Path, max_tokens: list[int], drain_seconds: float) -> tuple[list[str], float, int]:
+async def drain_under_load(model: Path, max_tokens: list[int], drain_seconds: float) -> tuple[list[Ending], float, int]:
     """SIGTERM while all streams run: how each ended, seconds until the exit, and the exit status."""
     async with running(model, drain_seconds=drain_seconds) as worker:
         started = asyncio.Semaphore(0)
@@ -82,7 +95,7 @@ async def drain_under_load(model: Path, max_tokens: list[int], drain_seconds: fl
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await refused.read()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        endings = [ending for ending, _ in await asyncio.gather(*streams)]
+        endings = await asyncio.gather(*streams)
         status = await worker.exit_status()
         order = [event for event in worker.events() if event in ("drain_start", "drain_end", "shutdown")]
         assert order == ["drain_start", "drain_end", "shutdown"]
@@ -99,7 +112,7 @@ async def test_a_signal_under_load_lets_every_stream_finish(
     for _ in range(repeats):
         lengths = [1500 + 50 * number for number in range(NUM_STREAMS)]
         endings, elapsed_s, status = await drain_under_load(model, lengths, 30)
-        assert endings == ["end"] * NUM_STREAMS
+        assert [ending.code for ending in endings] == ["end"] * NUM_STREAMS
         assert status == 0
         seconds.append(elapsed_s)
         if len(seconds) % 10 == 0:
@@ -110,10 +123,26 @@ async def test_a_signal_under_load_lets_every_stream_finish(
 async def test_streams_that_outlive_the_drain_end_with_a_typed_event(model: Path) -> None:
     lengths = [1500] * 8 + [15000] * 8
     endings, elapsed_s, status = await drain_under_load(model, lengths, 1)
-    assert endings[8:] == ["UNAVAILABLE"] * 8
-    assert set(endings[:8]) <= {"end", "UNAVAILABLE"}
+    codes = [ending.code for ending in endings]
+    assert codes[8:] == ["UNAVAILABLE"] * 8
+    assert set(codes[:8]) <= {"end", "UNAVAILABLE"}
     assert status == 0
     assert elapsed_s < 15
+    for ending in endings[8:]:
+        ids = ending.ids
+        digest = hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()[:16]
+        assert ending.resume == pb.ResumePoint(from_index=len(ids), digest=digest)
+        assert ids
+
+    # Another worker makes the same tokens again, and goes on from there.
+    async with running(model) as other:
+        number, first = 8, endings[8]
+        call = other.stub.Execute(job(number, lengths[number]))
+        again: list[int] = []
+        while len(again) <= first.resume.from_index:
+            again += (await asyncio.wait_for(call.read(), 60)).token.ids
+        call.cancel()
+        assert tuple(again[: len(first.ids)]) == first.ids
 
 
 async def test_a_step_that_hangs_fails_liveness_and_a_watch_sees_it_come_back(model: Path) -> None:
@@ -138,8 +167,8 @@ async def test_a_step_that_never_ends_does_not_hold_a_shutdown_up(model: Path) -
         call = worker.stub.Execute(request)
         await asyncio.sleep(0.3)
         worker.process.send_signal(signal.SIGTERM)
-        ending, _ = await asyncio.wait_for(read(call, asyncio.Semaphore(0)), 30)
-        assert ending == "UNAVAILABLE"
+        ending = await asyncio.wait_for(read(call, asyncio.Semaphore(0)), 30)
+        assert ending.code == "UNAVAILABLE"
         assert await worker.exit_status() == 70
 
 

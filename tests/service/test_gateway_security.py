@@ -277,6 +277,62 @@ async def test_equal_ids_of_two_tenants_are_told_apart_on_several_workers(
             assert response.json()["outcome"] == "cancelled"
 
 
+async def started(lines: Any) -> str:
+    """Reads a stream up to the payload of `started`."""
+    async for line in lines:
+        if line.startswith("data:"):
+            return str(line)
+    raise AssertionError("the stream ended")
+
+
+async def test_an_equal_id_of_another_tenant_does_not_hide_a_detached_job(
+    start_worker: Any, start_gateway: Any, tmp_path: Path
+) -> None:
+    alice, bob = create_key("alice", USER), create_key("bob", USER)
+    path = save(tmp_path / "keys.json", alice, bob)
+    workers = [await start_worker(guard=Guard(path)) for _ in range(2)]
+    gateway = await start_gateway(*(worker.target for worker in workers))
+    tokens = {alice: "a" * 32, bob: "b" * 32}
+    for who, token in tokens.items():
+        detached = body("same", detach=True, attach_token=token)
+        async with gateway.http.stream("POST", "/execute", json=detached, headers=bearer(who)) as response:
+            await started(response.aiter_lines())
+    assert [len(worker.fake.jobs) for worker in workers] == [1, 1]
+    for who, token in tokens.items():
+        path_of_job = f"/execute/same?token={token}"
+        async with gateway.http.stream("GET", path_of_job, headers=bearer(who)) as response:
+            assert response.status_code == 200
+            assert token in await started(response.aiter_lines())
+        other = next(key for key in tokens if key is not who)
+        # Not even with the secret.
+        assert (await gateway.http.get(path_of_job, headers=bearer(other))).status_code == 404
+
+
+async def test_an_equal_id_of_another_tenant_does_not_hide_a_job_from_cancel(
+    start_worker: Any, start_gateway: Any, tmp_path: Path
+) -> None:
+    """Alice's first job of the id has finished where Bob's runs now; her second one runs elsewhere."""
+    alice, bob = create_key("alice", USER), create_key("bob", USER)
+    path = save(tmp_path / "keys.json", alice, bob)
+    workers = [await start_worker(guard=Guard(path)) for _ in range(2)]
+    gateway = await start_gateway(*(worker.target for worker in workers))
+    for worker in workers:
+        worker.fake.eager = True
+    await gateway.http.post("/execute", json=body("same"), headers=bearer(alice))
+    first = next(worker for worker in workers if worker.fake.jobs)
+    (second,) = (worker for worker in workers if worker is not first)
+    for worker in workers:
+        worker.fake.eager = False
+    async with (
+        gateway.http.stream("POST", "/execute", json=body("same"), headers=bearer(alice)),
+        gateway.http.stream("POST", "/execute", json=body("same"), headers=bearer(bob)),
+    ):
+        assert [len(worker.fake.jobs) for worker in (first, second)] == [2, 1]
+        response = await gateway.http.post("/cancel", json={"job_id": "same"}, headers=bearer(alice))
+        assert response.json()["outcome"] == "cancelled"
+        assert not second.fake.jobs[0].live
+
+
 def tls_client(ca: Authority, pair: Pair | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(ca.cert))
     if pair is not None:

@@ -23,6 +23,7 @@ from tokenwire.client import (
     Event,
     FieldViolation,
     Metrics,
+    ResumePoint,
     Started,
     Token,
     TokenLogprob,
@@ -200,7 +201,8 @@ def test_retry_information_makes_a_refusal_retriable(worker: Worker, client: Cli
 
 def fails_midway(request: pb.ExecuteRequest, context: grpc.ServicerContext) -> Iterator[pb.ExecuteEvent]:
     yield pb.ExecuteEvent(token=pb.Token(t="a", ids=[1]))
-    yield pb.ExecuteEvent(error=pb.Error(code="VRAM_OOM", message="out of memory", retriable=True))
+    resume = pb.ResumePoint(from_index=1, digest="0123")
+    yield pb.ExecuteEvent(error=pb.Error(code="VRAM_OOM", message="out of memory", retriable=True, resume=resume))
     context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "less precise")
 
 
@@ -213,6 +215,7 @@ async def test_an_error_event_is_raised_with_the_final_status(worker: Worker, cl
     assert (caught.value.code, caught.value.message) == ("VRAM_OOM", "out of memory")
     assert caught.value.status is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caught.value.retriable
+    assert caught.value.resume == ResumePoint(from_index=1, digest="0123")
     assert list(stream) == []
     async with AsyncClient(worker.target) as async_client:
         with pytest.raises(TokenwireRpcError, match="VRAM_OOM: out of memory"):

@@ -64,6 +64,17 @@ def test_an_error_event_says_code_message_and_retriable(code: str) -> None:
     event = pb.ExecuteEvent.FromString(error_event(TokenwireError(code)))
     assert (event.error.code, event.error.message) == (code, ERRORS[code].message)
     assert event.error.retriable == ERRORS[code].retriable
+    assert event.error.HasField("resume") == (event.error.retriable or code == "SLOW_CONSUMER")
+
+
+def test_an_error_event_says_where_to_go_on() -> None:
+    """A-2: after the last token sent; where none was, at the first that was wanted."""
+    last = pb.ExecuteEvent(token=pb.Token(t="ab", i=3, ids=[7, 8], digest="0123")).SerializeToString()
+    for event, wanted in (
+        (error_event(TokenwireError("UNAVAILABLE"), last, 2), pb.ResumePoint(from_index=5, digest="0123")),
+        (error_event(TokenwireError("UNAVAILABLE"), None, 2), pb.ResumePoint(from_index=2)),
+    ):
+        assert pb.ExecuteEvent.FromString(event).error.resume == wanted
 
 
 def test_an_empty_metrics_event_counts_the_prompt() -> None:

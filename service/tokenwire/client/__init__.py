@@ -2,7 +2,7 @@
 
 from tokenwire.client.aio import AsyncClient
 from tokenwire.client.auth import channel_credentials
-from tokenwire.client.errors import FieldViolation, TokenwireRpcError
+from tokenwire.client.errors import FieldViolation, ResumePoint, TokenwireRpcError
 from tokenwire.client.events import (
     CancelResult,
     End,
@@ -35,6 +35,7 @@ __all__ = [
     "Message",
     "Metrics",
     "ResponseFormat",
+    "ResumePoint",
     "RetryPolicy",
     "SamplingParams",
     "Started",

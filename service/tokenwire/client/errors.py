@@ -31,6 +31,19 @@ class FieldViolation:
     reason: str
 
 
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a stream that failed can be taken up.
+
+    Attributes:
+        from_index: index after the last token that came.
+        digest: `Token.digest` of that token's event; empty if none came.
+    """
+
+    from_index: int
+    digest: str
+
+
 class TokenwireRpcError(Exception):
     """A call that failed.
 
@@ -45,6 +58,7 @@ class TokenwireRpcError(Exception):
         from_worker: whether the worker itself answered; False if the connection failed.
         pushed_back: whether the worker asked not to be tried again.
         metadata: further facts, such as `limit` and `actual` of a request beyond the context.
+        resume: where the stream can be taken up, if the worker ended it early and it can.
     """
 
     def __init__(
@@ -60,6 +74,7 @@ class TokenwireRpcError(Exception):
         from_worker: bool = False,
         pushed_back: bool = False,
         metadata: Mapping[str, str] | None = None,
+        resume: ResumePoint | None = None,
     ) -> None:
         super().__init__(code, message)
         self.code = code
@@ -72,6 +87,7 @@ class TokenwireRpcError(Exception):
         self.from_worker = from_worker
         self.pushed_back = pushed_back
         self.metadata = dict(metadata or {})
+        self.resume = resume
 
     def __str__(self) -> str:
         fields = "".join(f"; {violation.field}: {violation.description}" for violation in self.violations)
@@ -103,6 +119,9 @@ def error_from_status(
                 detail.Unpack(known)
     retry_after_s = retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None
     pushback_ms = _pushback_ms(trailing)
+    resume = None
+    if event is not None and event.HasField("resume"):
+        resume = ResumePoint(event.resume.from_index, event.resume.digest)
     if retry_after_s is None and pushback_ms is not None and pushback_ms >= 0:
         retry_after_s = pushback_ms / 1000
     return TokenwireRpcError(
@@ -121,6 +140,7 @@ def error_from_status(
         from_worker=event is not None or bool(info.reason),
         pushed_back=pushback_ms is not None and pushback_ms < 0,
         metadata=info.metadata,
+        resume=resume,
     )
 
 

@@ -65,6 +65,11 @@ class JobStream:
     Iterate to receive events; asking for the next one says that the last was written, which is what `cancel` relies
     on. Afterwards `failure` says how the stream ends. Made by `AsyncEngine.open`, used as a context manager; leaving it
     stops the job if it still runs. Belongs to the event loop's thread.
+
+    Attributes:
+        outcome: the engine's word on the job; None until that has come.
+        metrics_sent: whether the `metrics` event was handed out.
+        last_token: the last `token` event handed out; None before the first.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class JobStream:
     ) -> None:
         self.job_id = job_id
         self.metrics_sent = False
+        self.last_token: bytes | None = None
         self.outcome: NativeOutcome | None = None
         self._on_start = on_start
         self._on_close = on_close
@@ -143,6 +149,8 @@ class JobStream:
                 stopped = self._cancelled or self._error is not None
                 if stopped and tag in (TOKEN_TAG, END_TAG):
                     continue
+                if tag == TOKEN_TAG:
+                    self.last_token = message
                 self._end_sent = self._end_sent or tag == END_TAG
                 self.metrics_sent = self.metrics_sent or tag == METRICS_TAG
                 self._written.clear()

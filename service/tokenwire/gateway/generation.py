@@ -139,7 +139,8 @@ async def attach_generation(
     wait_s: float | None = None,
 ) -> Generation:
     """Takes up a detached job's stream on the worker that has it. Raises what `start_generation` raises."""
-    workers = pool.holders(request.job_id)
+    likely, others = pool.holders(request.job_id)
+    workers = [*likely, *others]
     return await _first_to_accept(
         pool, workers, "NOT_FOUND", lambda worker: worker.attach(request, metadata), request.job_id, departure, wait_s
     )

@@ -87,15 +87,20 @@ class WorkerPool:
         return [worker for worker in turned if worker.ready] or turned
 
     def remember(self, job_id: str, worker: Worker) -> None:
-        """Notes where a job runs, for Cancel."""
+        """Notes where a job runs, for Cancel and Attach."""
         self._jobs[job_id] = worker
         while len(self._jobs) > REMEMBERED_JOBS:
             self._jobs.popitem(last=False)
 
-    def holders(self, job_id: str) -> list[Worker]:
-        """Where a job may be: the worker that this gateway started it on, else all."""
+    def holders(self, job_id: str) -> tuple[list[Worker], list[Worker]]:
+        """Where a job may be: where this gateway last started one of this id, else all; and the other workers.
+
+        Ids belong to their tenants, so that the job known here may be another's of the same id: the others must be
+        asked too, unless the first have the job.
+        """
         known = self._jobs.get(job_id)
-        return [known] if known is not None and known in self.workers else list(self.workers)
+        likely = [known] if known is not None and known in self.workers else list(self.workers)
+        return likely, [worker for worker in self.workers if worker not in likely]
 
     async def cancel(self, job_id: str, metadata: Metadata) -> pb.CancelResponse:
         """Cancels a job where it runs; a job that another gateway started is looked for on every worker.
@@ -103,14 +108,13 @@ class WorkerPool:
         Raises:
             TokenwireError: no worker could be asked, or each refused.
         """
-        workers = self.holders(job_id)
-        answers = await asyncio.gather(*(worker.cancel(job_id, metadata) for worker in workers), return_exceptions=True)
-        responses = [answer for answer in answers if isinstance(answer, pb.CancelResponse)]
-        # Ids belong to their tenants, so that the job known here may be another's of the same id.
-        others = [worker for worker in self.workers if worker not in workers]
-        if others and not any(response.outcome in _CANCEL_RANK for response in responses):
-            more = await asyncio.gather(*(worker.cancel(job_id, metadata) for worker in others), return_exceptions=True)
-            responses += [answer for answer in more if isinstance(answer, pb.CancelResponse)]
+        answers: list[pb.CancelResponse | BaseException] = []
+        for workers in self.holders(job_id):
+            asked = (worker.cancel(job_id, metadata) for worker in workers)
+            answers += await asyncio.gather(*asked, return_exceptions=True)
+            responses = [answer for answer in answers if isinstance(answer, pb.CancelResponse)]
+            if any(response.outcome == pb.CancelResponse.OUTCOME_CANCELLED for response in responses):
+                break  # a job that had finished here may still run elsewhere, under the same id
         if responses:
             return max(responses, key=lambda response: _CANCEL_RANK.get(response.outcome, 0))
         for answer in answers:

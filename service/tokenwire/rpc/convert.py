@@ -56,9 +56,19 @@ def _format(message: pb.ResponseFormat) -> ResponseFormat:
     return ResponseFormat(kind, getattr(message, kind) if kind else "")
 
 
-def error_event(error: TokenwireError) -> bytes:
-    """A serialised terminal `error` event."""
+def error_event(error: TokenwireError, last_token_event: bytes | None = None, from_index: int = 0) -> bytes:
+    """A serialised terminal `error` event.
+
+    Args:
+        last_token_event: the last `token` event that the call sent, serialised; None if it sent none.
+        from_index: the first token that the call wanted.
+    """
     event = pb.Error(code=error.code, message=error.message, retriable=error.retriable)
+    if error.retriable or error.code == "SLOW_CONSUMER":  # which is the reader's fault, and no request's
+        event.resume.from_index = from_index
+        if last_token_event is not None:
+            token = pb.ExecuteEvent.FromString(last_token_event).token
+            event.resume.from_index, event.resume.digest = token.i + len(token.ids), token.digest
     return pb.ExecuteEvent(error=event).SerializeToString()
 
 

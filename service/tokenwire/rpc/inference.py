@@ -97,7 +97,7 @@ class InferenceServicer:
                 if failure is not None:
                     if not stream.metrics_sent:
                         yield convert.empty_metrics_event(len(prompt_ids))
-                    yield convert.error_event(failure)
+                    yield convert.error_event(failure, stream.last_token)
                     raise failure
             finally:
                 # No ending means that the call is gone: its deadline passed, or the client left.

@@ -158,6 +158,7 @@ class Replay:
         reader = _Reader(from_index, self._num_dropped)
         reader.written.set()
         self._readers.add(reader)
+        last: bytes | None = None
         try:
             while self._started is None and not self.done:
                 await _woken(reader)
@@ -165,13 +166,14 @@ class Replay:
                 yield self._started
             while (message := await self._next(reader)) is not None:
                 reader.written.clear()
+                last = message
                 yield message
                 reader.written.set()
                 self.used_at = self._loop.time()
             yield self._metrics or convert.empty_metrics_event(self._num_prompt_tokens)
             failure = self._failure_of(reader)
             if failure is not None:
-                yield convert.error_event(failure)
+                yield convert.error_event(failure, last, from_index)
                 raise failure
             if self._end is not None:
                 yield self._end
