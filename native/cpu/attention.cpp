@@ -4,6 +4,7 @@
 // Within a split a score is Σ_d q[d]·k[d] in order of d (fma); weights are e^(score - the split's maximum); their sum
 // runs over 16 lanes by position and then over the lanes; values are Σ_t weight·v[t] in order of t (fma). Splits are
 // combined in order by combine_splits(). Reads 4 · head_dim bytes a key.
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu/ops.h"
@@ -96,28 +97,32 @@ void score_rows(const Tokens& tokens, const AttentionTile& tile, int32_t head_di
   }
 }
 
-// Scores → weights e^(score - max), zero beyond the row's keys; the row's maximum and sum.
-void weigh_row(float* scores, int32_t num_keys, int32_t num_padded, AttentionState* state) {
-  const int32_t whole = num_keys < num_padded ? num_keys / 16 * 16 : num_padded;
+// The largest of a row's first `num_keys` scores.
+float max_score(const float* scores, int32_t num_keys) {
   F32x16 best = F32x16::broadcast(kLowest);
-  for (int32_t t = 0; t < whole; t += 16) best = max(best, F32x16::load(scores + t));
-  for (int32_t t = whole; t < num_padded; t += 16) {
-    best = max(best, first_lanes(F32x16::load(scores + t), num_keys - t, kLowest));
-  }
-  state->max = max_lane(best);
-  const F32x16 top = F32x16::broadcast(state->max);
+  int32_t t = 0;
+  for (; t + 16 <= num_keys; t += 16) best = max(best, F32x16::load(scores + t));
+  if (t < num_keys) best = max(best, first_lanes(F32x16::load(scores + t), num_keys - t, kLowest));
+  return max_lane(best);
+}
+
+// Scores → weights e^(score - top), zero from `num_keys` to `num_padded`; lane i of the result is their sum over the
+// positions 16·n + i.
+F32x16 weigh_row(float* scores, int32_t num_keys, int32_t num_padded, float top) {
+  const F32x16 shift = F32x16::broadcast(top);
   F32x16 total = F32x16::zero();
-  for (int32_t t = 0; t < whole; t += 16) {
-    const F32x16 weight = exp(F32x16::load(scores + t) - top);
+  int32_t t = 0;
+  for (; t + 16 <= num_keys; t += 16) {
+    const F32x16 weight = exp(F32x16::load(scores + t) - shift);
     weight.store(scores + t);
     total = total + weight;
   }
-  for (int32_t t = whole; t < num_padded; t += 16) {
-    const F32x16 weight = first_lanes(exp(F32x16::load(scores + t) - top), num_keys - t, 0.0f);
+  for (; t < num_padded; t += 16) {
+    const F32x16 weight = first_lanes(exp(F32x16::load(scores + t) - shift), num_keys - t, 0.0f);
     weight.store(scores + t);
     total = total + weight;
   }
-  state->sum = sum(total);
+  return total;
 }
 
 // values[r][d … d+16·kVectors) += Σ_t weight[r][t] · v[t] over keys [begin, end), in order of t; from 0 if `begin` is
@@ -185,20 +190,20 @@ int32_t end_of_rows(const AttentionTile& tile, int row, int num_rows, int32_t sp
 }
 
 // A row whose keys end before `end` gets weight 0 for the rest: fma(0, v, acc) leaves acc as it is, since cached values
-// are finite, so its result does not depend on the rows that share its tile.
-void weigh_rows(const AttentionTile& tile, int row, int num_rows, int32_t begin, int32_t end, AttentionState* states,
+// are finite, so its result does not depend on the rows that share its tile. Maxima, weights and sums are found in
+// turn: one row's reductions then overlap the next row's.
+template <int kRows>
+void weigh_rows(const AttentionTile& tile, int row, int32_t begin, int32_t end, AttentionState* states,
                 float* scratch) {
   const int32_t padded = (end - begin + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
-  for (int r = row; r < row + num_rows; ++r) {
-    const int32_t keys = tile.num_keys[r] - begin;
-    float* scores = scratch + r * kSplitTokens;
-    if (keys <= 0) {
-      for (int32_t t = 0; t < padded; ++t) scores[t] = 0.0f;
-      states[r].sum = 0.0f;
-    } else {
-      weigh_row(scores, keys, padded, &states[r]);
-    }
+  const auto keys_of = [&](int r) { return std::clamp(tile.num_keys[row + r] - begin, 0, padded); };
+  float* scores = scratch + row * kSplitTokens;
+  F32x16 totals[kRows];
+  for (int r = 0; r < kRows; ++r) states[row + r].max = max_score(scores + r * kSplitTokens, keys_of(r));
+  for (int r = 0; r < kRows; ++r) {
+    totals[r] = weigh_row(scores + r * kSplitTokens, keys_of(r), padded, states[row + r].max);
   }
+  for (int r = 0; r < kRows; ++r) states[row + r].sum = sum(totals[r]);
 }
 
 }  // namespace
@@ -233,7 +238,7 @@ void attend_split(const KvLayer& layer, const AttentionTile& tile, int32_t split
     });
   }
   for_row_groups(tile.num_rows, [&](auto rows, int row) {
-    weigh_rows(tile, row, rows, begin, end_of_rows(tile, row, rows, begin), states, scratch);
+    weigh_rows<rows>(tile, row, begin, end_of_rows(tile, row, rows, begin), states, scratch);
   });
   for (int32_t from = begin; from < last; from += chunk) {
     const int32_t to = last - from < chunk ? last : from + chunk;
@@ -260,14 +265,12 @@ void combine_splits(AttentionState* total, const AttentionState& part, int32_t h
     return;
   }
   const float top = total->max > part.max ? total->max : part.max;
-  alignas(64) float factors[16] = {total->max - top, part.max - top};
-  exp(F32x16::load(factors)).store(factors);
-  const F32x16 keep = F32x16::broadcast(factors[0]);
-  const F32x16 add = F32x16::broadcast(factors[1]);
+  const F32x16 keep = exp(F32x16::broadcast(total->max - top));
+  const F32x16 add = exp(F32x16::broadcast(part.max - top));
   for (int32_t d = 0; d < head_dim; d += 16) {
     fma(F32x16::load(total->values + d), keep, F32x16::load(part.values + d) * add).store(total->values + d);
   }
-  total->sum = total->sum * factors[0] + part.sum * factors[1];
+  total->sum = total->sum * first_lane(keep) + part.sum * first_lane(add);
   total->max = top;
 }
 

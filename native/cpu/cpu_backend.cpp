@@ -93,7 +93,8 @@ class CpuBackend final : public Backend {
   struct AttentionItem {
     int32_t slice;
     int32_t kv_head;
-    int32_t first;  // of the slice's (row, head of the group) pairs, row-major
+    int32_t first;     // of the slice's (row, head of the group) pairs, row-major
+    int32_t num_rows;  // such pairs
   };
 
   MatrixHandle keep(PackedMatrix matrix) {
@@ -115,8 +116,12 @@ class CpuBackend final : public Backend {
   }
 
   void normalize(const float* x, VectorHandle gain, const PackedMatrix& next, int64_t num_rows);
-  void run_matmul(const PackedMatrix& matrix, const Activations& input, int64_t num_rows, float* out,
-                  int64_t out_stride, Epilogue epilogue);
+  void run_matmul(const MatmulTask& task, int64_t num_rows);
+  MatmulTask task(MatrixHandle handle, const Activations& input, float* out, int64_t out_stride,
+                  Epilogue epilogue) const {
+    const PackedMatrix& weights = matrix(handle);
+    return {&weights, weights.bias.empty() ? nullptr : weights.bias.data(), input, out, out_stride, epilogue, {}};
+  }
   AttentionTile make_tile(const AttentionItem& item, float** outputs);
   KvLayer kv_layer(int32_t layer);
 
@@ -135,15 +140,17 @@ class CpuBackend final : public Backend {
 
   const StepPlan* plan_ = nullptr;
   std::vector<int32_t> slice_of_row_;
-  AlignedBuffer hidden_;           // [rows, hidden_size]
-  ActivationBuffer normed_;        // [rows, hidden_size]
-  AlignedBuffer qkv_;              // [rows, qkv_size]
-  ActivationBuffer attention_;     // [rows, num_heads * head_dim]
-  ActivationBuffer feed_forward_;  // [rows, ffn_size]
-  AlignedBuffer picked_;           // [logit rows, hidden_size]
-  AlignedBuffer logits_;           // [logit rows, vocab_size]
+  AlignedBuffer hidden_;                   // [rows, hidden_size]
+  ActivationBuffer normed_;                // [rows, hidden_size]
+  AlignedBuffer qkv_;                      // [rows, qkv_size]
+  ActivationBuffer attention_;             // [rows, num_heads * head_dim]
+  ActivationBuffer feed_forward_;          // [rows, ffn_size]
+  bool feed_forward_needs_float_ = false;  // by any layer's matrix
+  bool feed_forward_quantized_ = false;    // by the product that made it
+  AlignedBuffer picked_;                   // [logit rows, hidden_size]
+  AlignedBuffer logits_;                   // [logit rows, vocab_size]
   std::vector<AttentionItem> items_;
-  std::vector<float> partials_;  // split-parallel attention: [items, splits, kAttentionRows, head_dim]
+  std::vector<float> partials_;  // split-parallel attention: [items, splits, rows of a tile, head_dim]
   std::vector<AttentionState> partial_states_;
 };
 
@@ -167,6 +174,9 @@ void CpuBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   picked_ = AlignedBuffer(floats(int64_t{limits.max_logit_rows} * shape.hidden_size), "activations");
   logits_ = AlignedBuffer(floats(int64_t{limits.max_logit_rows} * shape.vocab_size), "logits");
   slice_of_row_.resize(static_cast<size_t>(rows));
+  feed_forward_needs_float_ = std::any_of(matrices_.begin(), matrices_.end(), [&](const PackedMatrix& matrix) {
+    return matrix.num_cols == shape.ffn_size && matrix.needs_float;
+  });
 
   kv_layer_values_ = int64_t{2} * shape.num_kv_heads * shape.head_dim * kBlockTokens;
 
@@ -216,26 +226,26 @@ void CpuBackend::normalize(const float* x, VectorHandle gain, const PackedMatrix
 
 // One row is split finely over tile pairs, since the threads share its bytes. Many rows are split over the threads too:
 // each keeps its rows from one operation to the next, in its own caches, and reads all weights.
-void CpuBackend::run_matmul(const PackedMatrix& matrix, const Activations& input, int64_t num_rows, float* out,
-                            int64_t out_stride, Epilogue epilogue) {
-  const MatmulTask task = {&matrix, matrix.bias.empty() ? nullptr : matrix.bias.data(), input, out, out_stride,
-                           epilogue};
+void CpuBackend::run_matmul(const MatmulTask& task, int64_t num_rows) {
+  const int64_t num_pairs = task.matrix->num_pairs;
   const int64_t threads = pool_.size();
-  const int64_t pairs_per_item = num_rows == 1 ? std::clamp<int64_t>(matrix.num_pairs / (threads * 8), 1, 8) : 1;
-  const int64_t pair_items = (matrix.num_pairs + pairs_per_item - 1) / pairs_per_item;
+  const int64_t grain = task.epilogue == Epilogue::kSiluMulQuantize ? 2 : 1;
+  const int64_t pairs_per_item =
+      num_rows == 1 ? std::clamp<int64_t>(num_pairs / (threads * 8 * grain), 1, 8 / grain) * grain : grain;
+  const int64_t pair_items = (num_pairs + pairs_per_item - 1) / pairs_per_item;
   const int64_t row_items = std::clamp<int64_t>(num_rows / 64, 1, threads);
   const int64_t rows_per_item = (num_rows + row_items - 1) / row_items;
   pool_.for_each(pair_items * row_items, [&](int64_t item, int thread) {
     const int64_t pair = item % pair_items * pairs_per_item;
     const int64_t row = item / pair_items * rows_per_item;
-    kernels_.matmul(task, pair, std::min(pair + pairs_per_item, matrix.num_pairs), row,
+    kernels_.matmul(task, pair, std::min(pair + pairs_per_item, num_pairs), row,
                     std::min(row + rows_per_item, num_rows), scratch_[static_cast<size_t>(thread)].matmul.data());
   });
 }
 
 void CpuBackend::project_qkv(VectorHandle gain, MatrixHandle qkv) {
   normalize(hidden_.as<float>(), gain, matrix(qkv), plan_->num_rows());
-  run_matmul(matrix(qkv), normed_.view, plan_->num_rows(), qkv_.as<float>(), qkv_size_, Epilogue::kStore);
+  run_matmul(task(qkv, normed_.view, qkv_.as<float>(), qkv_size_, Epilogue::kStore), plan_->num_rows());
 }
 
 // A block's layers lie side by side: a few tokens touch little memory, and a block is one piece to copy.
@@ -276,7 +286,7 @@ AttentionTile CpuBackend::make_tile(const AttentionItem& item, float** outputs) 
   AttentionTile tile;
   tile.block_table = slice.block_table;
   tile.kv_head = item.kv_head;
-  tile.num_rows = std::min(kAttentionRows, slice.num_rows * group - item.first);
+  tile.num_rows = item.num_rows;
   for (int32_t i = 0; i < tile.num_rows; ++i) {
     const int32_t row = (item.first + i) / group;
     const int64_t head = int64_t{item.kv_head} * group + (item.first + i) % group;
@@ -295,14 +305,21 @@ void CpuBackend::attend(int32_t layer) {
   const int32_t group = shape_.num_heads / shape_.num_kv_heads;
   const int64_t head_dim = shape_.head_dim;
   items_.clear();
+  // Large tiles widen keys and values less often; smaller ones leave enough items for all threads.
+  const int64_t num_queries = plan_->num_rows() * group * shape_.num_kv_heads;
+  const auto most_rows =
+      static_cast<int32_t>(std::clamp<int64_t>(num_queries / (8 * pool_.size()), kAttentionRows / 2, kAttentionRows));
   int32_t most_splits = 1;
+  int32_t tile_rows = 1;
   for (size_t s = 0; s < plan_->slices.size(); ++s) {
     const SequenceSlice& slice = plan_->slices[s];
     const int32_t last_key = slice.position + slice.num_rows;
     most_splits = std::max(most_splits, (last_key + kSplitTokens - 1) / kSplitTokens);
-    for (int32_t first = 0; first < slice.num_rows * group; first += kAttentionRows) {
+    for (int32_t first = 0; first < slice.num_rows * group; first += most_rows) {
+      const int32_t rows = std::min(most_rows, slice.num_rows * group - first);
+      tile_rows = std::max(tile_rows, rows);
       for (int32_t kv_head = 0; kv_head < shape_.num_kv_heads; ++kv_head) {
-        items_.push_back({static_cast<int32_t>(s), kv_head, first});
+        items_.push_back({static_cast<int32_t>(s), kv_head, first, rows});
       }
     }
   }
@@ -323,7 +340,8 @@ void CpuBackend::attend(int32_t layer) {
         totals[i].values = values + int64_t{2} * i * head_dim;
         parts[i].values = values + (int64_t{2} * i + 1) * head_dim;
       }
-      for (int32_t split = 0; split < splits_of(tile); ++split) {
+      kernels_.attend_split(kv, tile, 0, totals, scores);
+      for (int32_t split = 1; split < splits_of(tile); ++split) {
         kernels_.attend_split(kv, tile, split, parts, scores);
         for (int32_t i = 0; i < tile.num_rows; ++i) kernels_.combine_splits(&totals[i], parts[i], shape_.head_dim);
       }
@@ -334,7 +352,7 @@ void CpuBackend::attend(int32_t layer) {
     return;
   }
 
-  const auto num_states = static_cast<size_t>(num_items * most_splits * kAttentionRows);
+  const auto num_states = static_cast<size_t>(num_items * most_splits * tile_rows);
   partials_.resize(num_states * static_cast<size_t>(head_dim));
   partial_states_.resize(num_states);
   for (size_t i = 0; i < num_states; ++i)
@@ -344,7 +362,7 @@ void CpuBackend::attend(int32_t layer) {
     const AttentionTile tile = make_tile(items_[static_cast<size_t>(index / most_splits)], outputs);
     const auto split = static_cast<int32_t>(index % most_splits);
     if (split >= splits_of(tile)) return;
-    kernels_.attend_split(kv, tile, split, partial_states_.data() + index * kAttentionRows,
+    kernels_.attend_split(kv, tile, split, partial_states_.data() + index * tile_rows,
                           scratch_[static_cast<size_t>(thread)].attention.as<float>());
   });
   pool_.for_each(num_items, [&](int64_t index, int thread) {
@@ -356,9 +374,9 @@ void CpuBackend::attend(int32_t layer) {
       AttentionState total;
       total.values = values;
       for (int32_t split = 0; split < splits_of(tile); ++split) {
-        kernels_.combine_splits(
-            &total, partial_states_[static_cast<size_t>((index * most_splits + split) * kAttentionRows + i)],
-            shape_.head_dim);
+        kernels_.combine_splits(&total,
+                                partial_states_[static_cast<size_t>((index * most_splits + split) * tile_rows + i)],
+                                shape_.head_dim);
       }
       kernels_.finish_attention(total, shape_.head_dim, outputs[i]);
     }
@@ -366,17 +384,21 @@ void CpuBackend::attend(int32_t layer) {
 }
 
 void CpuBackend::project_add(Activation input, MatrixHandle handle) {
-  const Activations& in = input == Activation::kAttention ? attention_.view : feed_forward_.view;
-  if (matrix(handle).needs_quantized) {
+  const bool attention = input == Activation::kAttention;
+  const Activations& in = attention ? attention_.view : feed_forward_.view;
+  if (matrix(handle).needs_quantized && (attention || !feed_forward_quantized_)) {
     for_rows(plan_->num_rows(), [&](int64_t begin, int64_t end) { kernels_.quantize_rows(in, begin, end); });
   }
-  run_matmul(matrix(handle), in, plan_->num_rows(), hidden_.as<float>(), shape_.hidden_size, Epilogue::kAdd);
+  run_matmul(task(handle, in, hidden_.as<float>(), shape_.hidden_size, Epilogue::kAdd), plan_->num_rows());
 }
 
 void CpuBackend::feed_forward_up(VectorHandle gain, MatrixHandle gate_up) {
   normalize(hidden_.as<float>(), gain, matrix(gate_up), plan_->num_rows());
-  run_matmul(matrix(gate_up), normed_.view, plan_->num_rows(), feed_forward_.view.values, shape_.ffn_size,
-             Epilogue::kSiluMul);
+  feed_forward_quantized_ = matrix(gate_up).needs_quantized && !feed_forward_needs_float_;
+  MatmulTask product = task(gate_up, normed_.view, feed_forward_.view.values, shape_.ffn_size,
+                            feed_forward_quantized_ ? Epilogue::kSiluMulQuantize : Epilogue::kSiluMul);
+  product.quantized_out = feed_forward_.view;
+  run_matmul(product, plan_->num_rows());
 }
 
 void CpuBackend::project_logits(VectorHandle gain, MatrixHandle head) {
@@ -388,7 +410,7 @@ void CpuBackend::project_logits(VectorHandle gain, MatrixHandle head) {
                 static_cast<size_t>(hidden_size) * sizeof(float));
   }
   normalize(picked_.as<float>(), gain, matrix(head), num_rows);
-  run_matmul(matrix(head), normed_.view, num_rows, logits_.as<float>(), shape_.vocab_size, Epilogue::kStore);
+  run_matmul(task(head, normed_.view, logits_.as<float>(), shape_.vocab_size, Epilogue::kStore), num_rows);
 }
 
 void CpuBackend::sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) {

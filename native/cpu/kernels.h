@@ -26,6 +26,9 @@ enum class Epilogue {
   kStore,    // out = W·x + bias
   kAdd,      // out += W·x + bias
   kSiluMul,  // out = silu(gate) · up, for gate_up matrices
+  // quantized_out = silu(gate) · up, for quantised gate_up matrices. Pairs come in twos from an even one on, since two
+  // make a block.
+  kSiluMulQuantize,
 };
 
 // What a normalisation leaves in its Activations.
@@ -38,6 +41,7 @@ struct MatmulTask {
   float* out = nullptr;  // [rows, out_stride]
   int64_t out_stride = 0;
   Epilogue epilogue = Epilogue::kStore;
+  Activations quantized_out;  // of kSiluMulQuantize; its values are left alone
 };
 
 // The paged cache of one layer. A block holds, for each kv head, keys [head_dim][kBlockTokens] and then values
@@ -61,7 +65,7 @@ struct KvLayer {
 constexpr int32_t kSplitTokens = 256;
 
 // Up to kAttentionRows query vectors that share a sequence and a kv head.
-constexpr int32_t kAttentionRows = 48;
+constexpr int32_t kAttentionRows = 96;
 
 // Positions whose keys or values are widened to floats at a time, for a tile of more rows than fit in registers.
 constexpr int32_t kChunkTokens = 64;
@@ -118,7 +122,7 @@ struct Kernels {
 // Values that exp_runs() sums at a time.
 constexpr int64_t kExpRun = 256;
 
-constexpr int64_t kMatmulScratchBytes = 53504;
+constexpr int64_t kMatmulScratchBytes = 69888;
 // Scores of a tile's rows, and a chunk of keys or values as floats.
 constexpr int64_t attention_scratch_floats(int32_t head_dim) {
   return int64_t{kAttentionRows} * kSplitTokens + int64_t{kChunkTokens} * head_dim;

@@ -123,6 +123,7 @@ constexpr int64_t kSpanRows = 256;
 struct ManyRowScratch {
   UnpackedBlock tiles[2][kChunkBlocks];
   float acc[kSpanRows][kPairRows];
+  float products[kSpanRows][kTileRows];
 };
 static_assert(sizeof(ManyRowScratch) <= kMatmulScratchBytes);
 
@@ -280,6 +281,9 @@ void write_segment(const MatmulTask& task, int64_t row, int64_t column, int64_t 
   }
 }
 
+// A gate_up pair's results → silu(gate) · up.
+F32x16 gated(const float* values) { return silu(F32x16::load(values)) * F32x16::load(values + kTileRows); }
+
 // `values` holds the pair's 32 results of each of rows [row_begin, row_end).
 void write_pair(const MatmulTask& task, const MatrixPart& part, int64_t pair, int64_t row_begin, int64_t row_end,
                 const float (*values)[kPairRows]) {
@@ -289,7 +293,7 @@ void write_pair(const MatmulTask& task, const MatrixPart& part, int64_t pair, in
     const int64_t column = local * kTileRows;
     const int64_t count = part.num_rows - column < kTileRows ? part.num_rows - column : kTileRows;
     for (int64_t r = 0; r < num_rows; ++r) {
-      const F32x16 product = silu(F32x16::load(values[r])) * F32x16::load(values[r] + kTileRows);
+      const F32x16 product = gated(values[r]);
       if (count == kTileRows) {
         product.store(task.out + (row_begin + r) * task.out_stride + column);
       } else {
@@ -306,28 +310,53 @@ void write_pair(const MatmulTask& task, const MatrixPart& part, int64_t pair, in
     write_segment(task, row_begin + r, part.first_column + first, count, values[r]);
 }
 
+// Of a gate_up pair and the one before it, block `block` of the output's rows [row_begin, row_end).
+void quantize_products(const Activations& out, int64_t block, int64_t row_begin, int64_t row_end,
+                       const float (*first)[kTileRows], const float (*second)[kPairRows]) {
+  const int64_t num_blocks = out.num_blocks();
+  alignas(64) float values[kBlocksTogether][kBlock];
+  for (int64_t row = row_begin; row < row_end; row += kBlocksTogether) {
+    const int64_t count = row_end - row < kBlocksTogether ? row_end - row : kBlocksTogether;
+    for (int64_t i = 0; i < count; ++i, ++first, ++second) {
+      F32x16::load(*first).store(values[i]);
+      gated(*second).store(values[i] + kTileRows);
+    }
+    quantize_blocks(values[0], count, out, row * num_blocks + block, num_blocks);
+  }
+}
+
 // --- Loops over pairs and rows. ---
+
+// Rows [row_begin, row_end), at most kSpanRows of them, of one pair → acc.
+template <class Tile>
+void pair_results(const uint8_t* tiles, int64_t tile_stride, const Activations& x, int64_t row_begin, int64_t row_end,
+                  ManyRowScratch* scratch) {
+  if (row_end - row_begin == 1) {
+    row_by_tile<Tile>(tiles, tile_stride, x, row_begin, scratch->acc[0]);
+    row_by_tile<Tile>(tiles + tile_stride, tile_stride, x, row_begin, scratch->acc[0] + kTileRows);
+  } else {
+    span_by_pair<Tile>(tiles, tile_stride, x, row_begin, row_end, scratch);
+  }
+}
 
 template <class Tile>
 void quantized_pairs(const MatmulTask& task, const MatrixPart& part, int64_t pair_begin, int64_t pair_end,
-                     int64_t row_begin, int64_t row_end, uint8_t* scratch) {
-  const Activations& x = task.input;
-  const uint8_t* tiles = part.tiles + 2 * (pair_begin - part.first_pair) * part.tile_stride;
-  alignas(64) float out[1][kPairRows];
-  if (row_end - row_begin == 1) {
-    for (int64_t pair = pair_begin; pair < pair_end; ++pair, tiles += 2 * part.tile_stride) {
-      row_by_tile<Tile>(tiles, part.tile_stride, x, row_begin, out[0]);
-      row_by_tile<Tile>(tiles + part.tile_stride, part.tile_stride, x, row_begin, out[0] + kTileRows);
-      write_pair(task, part, pair, row_begin, row_end, out);
-    }
-    return;
-  }
-  auto* span = reinterpret_cast<ManyRowScratch*>(scratch);
-  for (int64_t pair = pair_begin; pair < pair_end; ++pair, tiles += 2 * part.tile_stride) {
+                     int64_t row_begin, int64_t row_end, ManyRowScratch* scratch) {
+  const bool quantize = task.epilogue == Epilogue::kSiluMulQuantize;
+  const int64_t pairs_together = quantize ? 2 : 1;
+  const int64_t pair_bytes = 2 * part.tile_stride;
+  for (int64_t pair = pair_begin; pair < pair_end; pair += pairs_together) {
+    const uint8_t* tiles = part.tiles + (pair - part.first_pair) * pair_bytes;
     for (int64_t begin = row_begin; begin < row_end; begin += kSpanRows) {
       const int64_t end = row_end - begin < kSpanRows ? row_end : begin + kSpanRows;
-      span_by_pair<Tile>(tiles, part.tile_stride, x, begin, end, span);
-      write_pair(task, part, pair, begin, end, span->acc);
+      pair_results<Tile>(tiles, part.tile_stride, task.input, begin, end, scratch);
+      if (!quantize) {
+        write_pair(task, part, pair, begin, end, scratch->acc);
+        continue;
+      }
+      for (int64_t i = 0; i < end - begin; ++i) gated(scratch->acc[i]).store(scratch->products[i]);
+      pair_results<Tile>(tiles + pair_bytes, part.tile_stride, task.input, begin, end, scratch);
+      quantize_products(task.quantized_out, pair / 2, begin, end, scratch->products, scratch->acc);
     }
   }
 }
@@ -382,19 +411,20 @@ void dequantize_float_row(const MatrixPart& part, int64_t row, int64_t num_cols,
 
 void matmul(const MatmulTask& task, int64_t pair_begin, int64_t pair_end, int64_t row_begin, int64_t row_end,
             uint8_t* scratch) {
+  auto* span = reinterpret_cast<ManyRowScratch*>(scratch);
   while (pair_begin < pair_end) {
     const MatrixPart& part = task.matrix->part_of_pair(pair_begin);
     const int64_t part_end = part.first_pair + part.num_pairs;
     const int64_t end = pair_end < part_end ? pair_end : part_end;
     switch (part.dtype) {
-      case DType::kQ4_0: quantized_pairs<TileQ4_0>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
-      case DType::kQ4_1: quantized_pairs<TileQ4_1>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
-      case DType::kQ5_0: quantized_pairs<TileQ5_0>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
-      case DType::kQ5_1: quantized_pairs<TileQ5_1>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
-      case DType::kQ8_0: quantized_pairs<TileQ8_0>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
-      case DType::kQ4_K: quantized_pairs<TileQ4_K>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
-      case DType::kQ5_K: quantized_pairs<TileQ5_K>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
-      case DType::kQ6_K: quantized_pairs<TileQ6_K>(task, part, pair_begin, end, row_begin, row_end, scratch); break;
+      case DType::kQ4_0: quantized_pairs<TileQ4_0>(task, part, pair_begin, end, row_begin, row_end, span); break;
+      case DType::kQ4_1: quantized_pairs<TileQ4_1>(task, part, pair_begin, end, row_begin, row_end, span); break;
+      case DType::kQ5_0: quantized_pairs<TileQ5_0>(task, part, pair_begin, end, row_begin, row_end, span); break;
+      case DType::kQ5_1: quantized_pairs<TileQ5_1>(task, part, pair_begin, end, row_begin, row_end, span); break;
+      case DType::kQ8_0: quantized_pairs<TileQ8_0>(task, part, pair_begin, end, row_begin, row_end, span); break;
+      case DType::kQ4_K: quantized_pairs<TileQ4_K>(task, part, pair_begin, end, row_begin, row_end, span); break;
+      case DType::kQ5_K: quantized_pairs<TileQ5_K>(task, part, pair_begin, end, row_begin, row_end, span); break;
+      case DType::kQ6_K: quantized_pairs<TileQ6_K>(task, part, pair_begin, end, row_begin, row_end, span); break;
       case DType::kF32: float_pairs<TileF32>(task, part, pair_begin, end, row_begin, row_end); break;
       case DType::kF16: float_pairs<TileF16>(task, part, pair_begin, end, row_begin, row_end); break;
       case DType::kBF16: float_pairs<TileBF16>(task, part, pair_begin, end, row_begin, row_end); break;

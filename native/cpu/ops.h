@@ -9,6 +9,10 @@ namespace tw::cpu::TW_ISA {
 void quantize_rows(const Activations& rows, int64_t begin, int64_t end);
 // One row of values from anywhere.
 void quantize_row(const float* x, const Activations& out, int64_t row);
+// Up to kBlocksTogether blocks of values from anywhere, one after another, as blocks `first`, `first` + `step` … of all
+// rows' blocks.
+constexpr int64_t kBlocksTogether = 16;
+void quantize_blocks(const float* x, int64_t count, const Activations& out, int64_t first, int64_t step);
 void rms_norm(const float* x, int64_t x_stride, const float* gain, float eps, const Activations& out, int64_t begin,
               int64_t end, NormOutput output);
 void matmul(const MatmulTask& task, int64_t pair_begin, int64_t pair_end, int64_t row_begin, int64_t row_end,

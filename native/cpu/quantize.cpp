@@ -10,9 +10,6 @@ namespace {
 constexpr float kLargestCode = 32512.0f;
 // Below this a block counts as zero: 32512 / kSmallest is still finite.
 constexpr float kSmallest = 1e-30f;
-// Blocks whose factors are computed together, a lane each.
-constexpr int64_t kTogether = 16;
-
 float largest_of(const float* x) { return max_lane(max(abs(F32x16::load(x)), abs(F32x16::load(x + 16)))); }
 
 void quantize_block(const float* x, float factor, int16_t* codes, int32_t* code_sums) {
@@ -22,25 +19,29 @@ void quantize_block(const float* x, float factor, int16_t* codes, int32_t* code_
 
 }  // namespace
 
+// The blocks' factors are computed together, a lane each.
+void quantize_blocks(const float* x, int64_t count, const Activations& out, int64_t first, int64_t step) {
+  alignas(64) float largest[kBlocksTogether] = {};
+  alignas(64) float factors[kBlocksTogether];
+  alignas(64) float scales[kBlocksTogether];
+  for (int64_t i = 0; i < count; ++i) largest[i] = largest_of(x + i * kBlock);
+  const F32x16 tops = F32x16::load(largest);
+  const F32x16 top_code = F32x16::broadcast(kLargestCode);
+  (top_code / max(tops, F32x16::broadcast(kSmallest))).store(factors);
+  (tops / top_code).store(scales);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t index = first + i * step;
+    quantize_block(x + i * kBlock, factors[i], out.codes + index * kBlock, out.code_sums + 2 * index);
+    out.scales[index] = scales[i];
+    out.sums[index] = scales[i] * static_cast<float>(out.code_sums[2 * index]);
+  }
+}
+
 void quantize_row(const float* x, const Activations& out, int64_t row) {
   const int64_t num_blocks = out.num_blocks();
-  alignas(64) float largest[kTogether] = {};
-  alignas(64) float factors[kTogether];
-  alignas(64) float scales[kTogether];
-  for (int64_t first = 0; first < num_blocks; first += kTogether) {
-    const int64_t count = num_blocks - first < kTogether ? num_blocks - first : kTogether;
-    const float* in = x + first * kBlock;
-    for (int64_t i = 0; i < count; ++i) largest[i] = largest_of(in + i * kBlock);
-    const F32x16 tops = F32x16::load(largest);
-    const F32x16 top_code = F32x16::broadcast(kLargestCode);
-    (top_code / max(tops, F32x16::broadcast(kSmallest))).store(factors);
-    (tops / top_code).store(scales);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t index = row * num_blocks + first + i;
-      quantize_block(in + i * kBlock, factors[i], out.codes + index * kBlock, out.code_sums + 2 * index);
-      out.scales[index] = scales[i];
-      out.sums[index] = scales[i] * static_cast<float>(out.code_sums[2 * index]);
-    }
+  for (int64_t block = 0; block < num_blocks; block += kBlocksTogether) {
+    const int64_t count = num_blocks - block < kBlocksTogether ? num_blocks - block : kBlocksTogether;
+    quantize_blocks(x + block * kBlock, count, out, row * num_blocks + block, 1);
   }
 }
 

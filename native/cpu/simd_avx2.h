@@ -76,6 +76,7 @@ inline float sum(F32x16 a) {
   const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
   return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
 }
+inline float first_lane(F32x16 a) { return _mm256_cvtss_f32(a.lo); }
 inline float max_lane(F32x16 a) {
   const __m256 s8 = _mm256_max_ps(a.lo, a.hi);
   const __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));

@@ -57,6 +57,7 @@ inline float sum(F32x16 a) {
   const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
   return _mm_cvtss_f32(_mm_add_ss(s2, _mm_shuffle_ps(s2, s2, 1)));
 }
+inline float first_lane(F32x16 a) { return _mm512_cvtss_f32(a.v); }
 inline float max_lane(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 
 struct I32x16 {

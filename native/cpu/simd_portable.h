@@ -101,6 +101,7 @@ inline float sum(F32x16 a) {
   }
   return a.v[0];
 }
+inline float first_lane(F32x16 a) { return a.v[0]; }
 inline float max_lane(F32x16 a) {
   float best = a.v[0];
   for (const float lane : a.v) best = lane > best ? lane : best;

@@ -496,7 +496,7 @@ void Engine::finish(Job* job, ErrorCode code, const std::string& message) {
   Outcome outcome;
   outcome.error_code = to_string(code);
   outcome.error_message = message;
-  end_job(job, std::move(outcome), job->text.finish());
+  end_job(job, std::move(outcome), "");
 }
 
 void Engine::complete(Job* job, StopReason reason, std::string rest) {

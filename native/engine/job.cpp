@@ -113,9 +113,7 @@ bool Job::add_token(const SampleResult& result, std::string released) {
 bool Job::finish(Outcome outcome, std::string rest) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (outcome_) return false;
-  if (!cancel_requested()) {
-    release_waiting(rest);
-  }
+  if (!cancel_requested() && outcome.error_code.empty()) release_waiting(rest);
   outcome.digest = released_hash_.hex();
   outcome_ = std::move(outcome);
   return mark_ready();

@@ -73,6 +73,8 @@ class Job {
   bool start(StartedEvent event);
   // Records a sampled token. `text` may be empty: then its id travels with the next text.
   bool add_token(const SampleResult& result, std::string text);
+  // `rest` is the text still held back. An error leaves it out, with its tokens: what was sent is then the beginning of
+  // the whole answer, which half a character or the beginning of a stop sequence would not be.
   bool finish(Outcome outcome, std::string rest);
   // Tokens that wait for the reader.
   int32_t num_undelivered() const;

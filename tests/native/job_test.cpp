@@ -87,6 +87,18 @@ TEST(the_digest_of_a_cancelled_job_is_of_what_was_released) {
   CHECK_EQ(taken.outcome->digest.substr(0, 16), digest_of(4));
 }
 
+TEST(an_error_leaves_out_what_is_held_back) {
+  Job job = job_with(false);
+  add_five(&job);
+  tw::Outcome outcome;
+  outcome.error_code = "DEADLINE_EXCEEDED";
+  job.finish(outcome, "\xEF\xBF\xBD");
+  const tw::Taken taken = job.take(kWords);
+  CHECK(holds(taken.messages[0], "onetwo-threefour"));
+  for (const std::string& message : taken.messages) CHECK(!holds(message, "\xEF\xBF\xBD"));
+  CHECK_EQ(taken.outcome->digest.substr(0, 16), digest_of(4));
+}
+
 // Python's hashlib gave these.
 TEST(sha256_pads_every_length) {
   const std::pair<size_t, std::string> cases[] = {
