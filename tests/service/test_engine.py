@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tokenwire.engine import AsyncEngine, CancelOutcome, JobSpec, JobStream
-from tokenwire.engine.async_engine import watch_engine
+from tokenwire.engine.async_engine import FROZEN_S, watch_engine
 from tokenwire.engine.fake import FakeEngine, FakeOutcome
 from tokenwire.engine.stream import END_TAG, METRICS_TAG, TOKEN_TAG
 from tokenwire.errors import TokenwireError
@@ -165,3 +166,13 @@ async def test_the_watch_reports_a_dead_engine(engine: AsyncEngine, name: str, v
     assert not watching.done()
     setattr(fake_of(engine).state, name, value)
     assert reason in (await asyncio.wait_for(watching, 20)).reason
+
+
+async def test_the_watch_does_not_count_the_time_in_which_it_stood_still_itself(engine: AsyncEngine) -> None:
+    watching = asyncio.ensure_future(watch_engine(engine, watchdog_s=2, interval_s=0))
+    await asyncio.sleep(0)
+    fake_of(engine).state.heartbeat_age_ms = 5000.0
+    time.sleep(FROZEN_S + 0.2)  # noqa: ASYNC251 (the process is frozen)
+    thawed_at = time.monotonic()
+    assert "2.0 s" in (await asyncio.wait_for(watching, 20)).reason
+    assert time.monotonic() - thawed_at >= 2

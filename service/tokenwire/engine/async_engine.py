@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ JobKey = tuple[str, str]
 
 CANCEL_WAIT_S = 1.0
 FLUSH_WAIT_S = 2.0
+# A look at the engine that comes this late was held up with all of the process.
+FROZEN_S = 1.0
 DRAINING = "the worker is draining"
 
 
@@ -212,14 +216,23 @@ async def watch_engine(
 ) -> EngineFailure:
     """Returns why the engine is dead, once it is: its thread ended, or a step shows no life for `watchdog_s`.
 
+    Time in which the whole process stood still (SIGSTOP, a frozen container) counts for nobody's silence.
+
     Args:
         on_look: called every `interval_s`.
     """
+    looked_at = time.monotonic()
+    thawed_at = -math.inf
     while True:
         on_look()
         stats = engine.stats()
+        now = time.monotonic()
+        if now - looked_at > interval_s + FROZEN_S:
+            thawed_at = now
+        looked_at = now
         if stats.failure:
             return EngineFailure(stats.failure_code, stats.failure)
-        if stats.heartbeat_age_ms > watchdog_s * 1000:
-            return EngineFailure("", f"no sign of life for {stats.heartbeat_age_ms / 1000:.1f} s")
+        silent_s = min(stats.heartbeat_age_ms / 1000, now - thawed_at)
+        if silent_s > watchdog_s:
+            return EngineFailure("", f"no sign of life for {silent_s:.1f} s")
         await asyncio.sleep(interval_s)
