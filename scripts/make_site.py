@@ -9,6 +9,7 @@ build. `make docs` runs this and then `mkdocs build --strict`.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -20,8 +21,10 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
+from openapi_page import http_reference
 
 from tokenwire.config import Settings
+from tokenwire.gateway import openapi
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTOS = ROOT / "protos"
@@ -57,9 +60,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     write(directory / "reference" / "grpc.md", grpc_reference())
+    document = openapi.document()
+    write(directory / "reference" / "http.md", http_reference(document))
+    write(directory / "reference" / "openapi.json", json.dumps(document, indent=1) + "\n")
     write(directory / "reference" / "settings.md", settings_reference())
     write(directory / "reference" / "cli.md", cli_reference())
-    print(f"{len(pages) + 3} pages in {directory}")
+    print(f"{len(pages) + 4} pages in {directory}")
     return 0
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
+from service.helpers_security import Keys
 from service.worker_process import worker_processes
 from tokenwire.config import Settings, load_settings
 from tokenwire.engine import AsyncEngine
@@ -224,3 +226,9 @@ async def start() -> AsyncIterator[Callable[..., Any]]:
     """Starts worker processes: `await start(scenario of fake_worker.py, **flags)`."""
     async with worker_processes() as start_process:
         yield start_process
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    """A file without keys, so that nobody may do anything yet."""
+    return Keys(tmp_path / "keys.json")

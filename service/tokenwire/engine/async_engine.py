@@ -10,10 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tokenwire.engine.native import NativeEngine, NativeJob, NativeStats
+from tokenwire.engine.native import NativeEngine, NativeJob
 from tokenwire.engine.residency import watch_residency
 from tokenwire.engine.stream import CancelOutcome, CancelResult, ErrorFactory, JobSpec, JobStream
 from tokenwire.errors import TokenwireError
+from tokenwire.stats import EngineStats
 
 # A job's owner and its id.
 JobKey = tuple[str, str]
@@ -53,7 +54,7 @@ class AsyncEngine:
     def num_live(self) -> int:
         return len(self._live)
 
-    def stats(self) -> NativeStats:
+    def stats(self) -> EngineStats:
         """A snapshot from memory."""
         return self._native.stats()
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -15,67 +14,12 @@ from tokenwire._version import __version__
 from tokenwire.observe import metrics as declared
 from tokenwire.observe.log_file import num_lines_dropped
 from tokenwire.observe.metrics import Declaration
+from tokenwire.stats import EngineStats, Histogram
 
 # A series beside each counter that says when it began: twice the page for nothing that is asked here.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _CANCELLED_CODES = frozenset({"CANCELLED", declared.DISCONNECTED, "INFERENCE_TIMEOUT"})
-
-
-class HistogramCounts(Protocol):
-    @property
-    def bounds(self) -> Sequence[float]: ...
-    @property
-    def counts(self) -> Sequence[int]: ...
-    @property
-    def sum(self) -> float: ...
-
-
-class EngineCounts(Protocol):
-    """What is read of the engine's stats; `_native.EngineStats` documents each."""
-
-    @property
-    def active_jobs(self) -> int: ...
-    @property
-    def queued_jobs(self) -> int: ...
-    @property
-    def total_blocks(self) -> int: ...
-    @property
-    def free_blocks(self) -> int: ...
-    @property
-    def used_blocks(self) -> int: ...
-    @property
-    def cached_blocks(self) -> int: ...
-    @property
-    def block_tokens(self) -> int: ...
-    @property
-    def num_prompt_tokens(self) -> int: ...
-    @property
-    def num_cached_tokens(self) -> int: ...
-    @property
-    def num_generated_tokens(self) -> int: ...
-    @property
-    def num_preemptions(self) -> int: ...
-    @property
-    def num_cache_hits(self) -> int: ...
-    @property
-    def num_cache_misses(self) -> int: ...
-    @property
-    def num_evictions(self) -> int: ...
-    @property
-    def inter_token_s(self) -> HistogramCounts: ...
-    @property
-    def batch_size(self) -> HistogramCounts: ...
-    @property
-    def cancel_s(self) -> HistogramCounts: ...
-    @property
-    def tokens_per_second(self) -> float: ...
-    @property
-    def weight_bytes(self) -> int: ...
-    @property
-    def kv_bytes(self) -> int: ...
-    @property
-    def workspace_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +33,7 @@ class Snapshot:
     model: str
     device: str
     quant_kind: str
-    engine: EngineCounts | None
+    engine: EngineStats | None
     detached_jobs: int = 0
     detached_bytes: int = 0
 
@@ -170,7 +114,7 @@ class _ScrapeCollector(Collector):
             yield from _aliases(now.engine, now.model)
 
 
-def _engine_metrics(engine: EngineCounts, device: str) -> Iterable[Metric]:
+def _engine_metrics(engine: EngineStats, device: str) -> Iterable[Metric]:
     yield _gauge(declared.QUEUE_DEPTH, engine.queued_jobs)
     yield _gauge(declared.REQUESTS_ACTIVE, engine.active_jobs)
     yield _gauge(declared.POOL_UTILIZATION, _utilization(engine))
@@ -192,7 +136,7 @@ def _engine_metrics(engine: EngineCounts, device: str) -> Iterable[Metric]:
     yield _histogram(declared.CANCEL_LATENCY, engine.cancel_s)
 
 
-def _aliases(engine: EngineCounts, model: str) -> Iterable[Metric]:
+def _aliases(engine: EngineStats, model: str) -> Iterable[Metric]:
     yield _gauges(declared.VLLM_WAITING, {(model,): float(engine.queued_jobs)})
     yield _gauges(declared.VLLM_RUNNING, {(model,): float(engine.active_jobs)})
     yield _gauges(declared.VLLM_KV_USAGE, {(model,): _utilization(engine)})
@@ -200,7 +144,7 @@ def _aliases(engine: EngineCounts, model: str) -> Iterable[Metric]:
     yield _gauges(declared.VLLM_LORA, {("0", "", ""): time.time()})
 
 
-def _utilization(engine: EngineCounts) -> float:
+def _utilization(engine: EngineStats) -> float:
     return engine.used_blocks / engine.total_blocks if engine.total_blocks else 0.0
 
 
@@ -226,7 +170,7 @@ def _counters(item: Declaration, values: dict[str, int]) -> Metric:
     return family
 
 
-def _histogram(item: Declaration, histogram: HistogramCounts) -> Metric:
+def _histogram(item: Declaration, histogram: Histogram) -> Metric:
     buckets, total = [], 0
     for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         total += count

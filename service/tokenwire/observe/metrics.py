@@ -162,7 +162,7 @@ VRAM = Declaration(
     PREFIX + "worker_vram_bytes", "gauge", "Device memory that the engine holds; 0 when it computes on a CPU.", "state"
 )
 AGENTS_ACTIVE = Declaration(
-    PREFIX + "agents_active", "gauge", "Named sessions on the device; 0 while there are none to name.", "state"
+    PREFIX + "agents_active", "gauge", "Named sessions on the device. Stays 0: this version has none.", "state"
 )
 DETACHED_JOBS = Declaration(
     PREFIX + "detached_jobs", "gauge", "Detached jobs that can be attached to, running or ended.", "state"
@@ -189,7 +189,7 @@ INFO = Declaration(
 MODEL_SWAP = Declaration(
     PREFIX + "model_swap_duration_seconds",
     "histogram",
-    "Changes of the serving model, by how they ended.",
+    "Changes of the serving model, by how they ended. Stays 0: this version serves one model for its life.",
     "worker",
     {"outcome": ("success", "failure")},
     _SWAP_BUCKETS,
@@ -197,7 +197,7 @@ MODEL_SWAP = Declaration(
 CACHE_PERSIST = Declaration(
     PREFIX + "cache_persist_duration_seconds",
     "histogram",
-    "Writing one session's KV to disk.",
+    "Writing one session's KV to disk. Stays 0: this version has no named sessions.",
     "worker",
     {},
     _PERSIST_BUCKETS,
