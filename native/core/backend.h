@@ -127,6 +127,9 @@ class Backend {
   virtual void project_logits(VectorHandle gain, MatrixHandle head) = 0;
   // Draws a token from each wanted row's logits. `jobs` and `results` have one entry a logit row.
   virtual void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) = 0;
+  // Whether the device computes a step by itself between project_logits() and sample(), so that the host can use the
+  // time.
+  virtual bool computes_beside_host() const { return false; }
   // Whether sample() heeds SampleJob::mask.
   virtual bool supports_masks() const { return false; }
   // Copies logit row `index` of the step, [vocab_size], for tests and tools.

@@ -85,6 +85,7 @@ class CudaBackend final : public Backend {
   void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) override;
   void project_logits(VectorHandle gain, MatrixHandle head) override;
   void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) override;
+  bool computes_beside_host() const override { return true; }
   bool supports_masks() const override { return true; }
   void read_logits(int32_t index, float* out) override;
   void abandon_step() override;

@@ -219,6 +219,7 @@ void Engine::loop() {
     inbox_.clear();
   }
   const std::string message = failure.empty() ? "the worker is shutting down" : "the engine failed";
+  deliver_tokens();
   while (!jobs_.empty()) finish(jobs_.begin()->second.get(), code, message);
   for (const auto& errand : errands) errand();
   flush_ready();
@@ -254,6 +255,7 @@ void Engine::run_loop() {
     // A step that had nothing to compute, because all that waits needs blocks of paused sequences, is not tried again
     // before something changes.
     can_compute = scheduler_->has_work() && step() && scheduler_->has_work();
+    if (!can_compute) deliver_tokens();
     // In this order, so that who is woken sees the ledger after what woke it.
     publish_stats();
     flush_ready();
@@ -273,6 +275,7 @@ void Engine::take_inbox() {
     scheduler_->add(&job->sequence);
     jobs_.emplace(job->handle(), std::move(job));
   }
+  if (!errands.empty()) deliver_tokens();
   for (const auto& errand : errands) errand();
 }
 
@@ -308,11 +311,13 @@ bool Engine::expire_jobs() {
       slow.push_back(job.get());
     }
   }
+  const bool none = cancelled.empty() && late.empty() && slow.empty() && complete_now.empty();
+  if (!none) deliver_tokens();
   for (Job* job : cancelled) finish(job, ErrorCode::kCancelled, "the job was cancelled");
   for (Job* job : complete_now) complete(job, StopReason::kEos, job->text.finish());
   for (Job* job : late) finish(job, ErrorCode::kInferenceTimeout, "the job's time limit passed");
   for (Job* job : slow) finish(job, ErrorCode::kSlowConsumer, "the stream's reader took nothing for too long");
-  return !(cancelled.empty() && late.empty() && slow.empty() && complete_now.empty());
+  return !none;
 }
 
 // When something may have to be done although no step is running: a deadline, or a look at a paused reader.
@@ -388,6 +393,10 @@ bool Engine::step() {
 void Engine::compute() {
   faults_.apply(num_steps_begun_++, backend_.get());
   model_->forward(backend_.get(), plan_);
+  if (!undelivered_.empty()) {
+    deliver_tokens();
+    flush_ready();
+  }
   sampled_.clear();
   sample_jobs_.clear();
   mask_states_.clear();
@@ -422,6 +431,7 @@ NextMask::State Engine::await_mask(Job* job, Clock::time_point now, bool alone) 
 // A step had no memory (W-44). The job that asked the most of it ends, the latest of equals; nothing of the step was
 // committed, so the others compute the same again in the next one.
 void Engine::fail_largest(const std::string& message) {
+  deliver_tokens();
   backend_->abandon_step();
   counters_.memory = backend_->memory_use();
   ++counters_.num_out_of_memory;
@@ -439,7 +449,8 @@ void Engine::handle_token(Job* job, SampleResult* result) {
   }
   const Clock::time_point now = Clock::now();
   const bool is_stop = is_stop_token_[static_cast<size_t>(result->id)] != 0;
-  if (!job->first_token_at) {
+  const bool is_first = !job->first_token_at;
+  if (is_first) {
     job->first_token_at = now;
   } else if (!is_stop) {
     counters_.inter_token_s.observe(std::chrono::duration<double>(now - job->last_token_at).count());
@@ -462,16 +473,33 @@ void Engine::handle_token(Job* job, SampleResult* result) {
       job->generated.push_back({result->id, 1});
     }
   }
-  if (job->add_token(*result, job->text.push(vocabulary_[static_cast<size_t>(result->id)]))) notify(job->handle());
+  const bool is_last = sequence.num_tokens() == sequence.max_total_tokens;
+  // A text that may end the job cannot wait, and nobody should wait for a first token.
+  if (backend_->computes_beside_host() && job->spec.stops.empty() && !is_first && !is_last) {
+    if (job->mask) masks_.accept(job->mask, result->id);
+    job->undelivered = std::move(*result);
+    undelivered_.push_back(job);
+    return;
+  }
+  deliver(job, *result);
   if (job->text.stopped()) {
     complete(job, StopReason::kStopSequence, "");
-  } else if (sequence.num_tokens() == sequence.max_total_tokens) {
+  } else if (is_last) {
     std::string rest = job->text.finish();
     const StopReason reason = job->text.stopped() ? StopReason::kStopSequence : StopReason::kMaxTokens;
     complete(job, reason, std::move(rest));
   } else if (job->mask) {
     masks_.accept(job->mask, result->id);
   }
+}
+
+void Engine::deliver(Job* job, const SampleResult& result) {
+  if (job->add_token(result, job->text.push(vocabulary_[static_cast<size_t>(result.id)]))) notify(job->handle());
+}
+
+void Engine::deliver_tokens() {
+  for (Job* job : undelivered_) deliver(job, job->undelivered);
+  undelivered_.clear();
 }
 
 MetricsEvent Engine::metrics_of(const Job& job) const {

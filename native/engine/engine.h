@@ -119,6 +119,8 @@ class Engine {
   void fail_largest(const std::string& message);
   NextMask::State await_mask(Job* job, Clock::time_point now, bool alone);
   void handle_token(Job* job, SampleResult* result);
+  void deliver(Job* job, const SampleResult& result);
+  void deliver_tokens();
   void finish(Job* job, ErrorCode code, const std::string& message);
   void complete(Job* job, StopReason reason, std::string rest);
   void end_job(Job* job, Outcome outcome, std::string rest);
@@ -167,6 +169,9 @@ class Engine {
     greedy.temperature = 0;
     return greedy;
   }();
+  // Jobs whose last token their readers do not have yet: on a device that computes by itself, texts are made while it
+  // is at the next step. Delivered before anything else happens to a job.
+  std::vector<Job*> undelivered_;
   std::vector<NextMask::State> mask_states_;  // of sampled_; kTokens also for a job without a grammar
   std::vector<uint64_t> ready_now_;
   EngineStats counters_;

@@ -86,6 +86,7 @@ class Job {
   std::vector<TokenCount> generated;  // kept only if penalties need it
   std::shared_ptr<NextMask> mask;     // with a grammar
   bool awaits_mask = false;           // computes nothing until its mask is there
+  SampleResult undelivered;           // of those in Engine::undelivered_: the token that add_token() has yet to get
   Clock::time_point submitted_at;
   std::optional<Clock::time_point> deadline;
   std::optional<Clock::time_point> admitted_at;

@@ -118,15 +118,19 @@ void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vec
 
   // Blocks first, oldest first: growing may preempt others, which then must not be in the plan.
   const std::vector<Sequence*> candidates = running_;
+  const int64_t preemptions_before = num_preemptions_;
+  const auto still_runs = [&](const Sequence* sequence) {
+    return num_preemptions_ == preemptions_before ||
+           std::find(running_.begin(), running_.end(), sequence) != running_.end();
+  };
   std::vector<Sequence*> decoding;
   for (Sequence* sequence : candidates) {
-    const bool still_running = std::find(running_.begin(), running_.end(), sequence) != running_.end();
-    if (!still_running || sequence->paused || sequence->num_tokens() - sequence->num_computed != 1) continue;
+    if (!still_runs(sequence) || sequence->paused || sequence->num_tokens() - sequence->num_computed != 1) continue;
     if (grow(sequence, sequence->num_tokens())) decoding.push_back(sequence);
   }
   for (Sequence* sequence : decoding) {
     if (plan->num_rows() == limits_.max_rows) break;
-    if (std::find(running_.begin(), running_.end(), sequence) == running_.end()) continue;
+    if (!still_runs(sequence)) continue;
     schedule(sequence, 1, plan, scheduled);
   }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import os
 import signal
 import socket
@@ -50,6 +51,9 @@ EXIT_NO_DEVICE = 69
 EXIT_ENGINE_FAILED = 70
 EXIT_CANNOT_BIND = 71
 EXIT_CONFIG = 78
+
+# New objects between two looks for cycles among them; Python's own choice is 700.
+GC_ALLOCATIONS = 20_000
 
 # How long ended streams have to carry their last event away, and a dead engine's thread to stop, seconds.
 FLUSH_SECONDS = 2.0
@@ -170,6 +174,9 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
             engine.attach()
             await _warm(engine, model)
             state.serving = _serving(settings, engine, model)
+            # What there is now stays: collections need not look at it, and what calls leave behind is seldom a cycle.
+            gc.freeze()
+            gc.set_threshold(GC_ALLOCATIONS, *gc.get_threshold()[1:])
             state.enter(Phase.READY)
             log.info("ready", host=settings.host, port=port, seconds=round(loop.time() - began, 3), **ports.others())
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tokenwire.engine import AsyncEngine, CancelOutcome, JobSpec, JobStream
-from tokenwire.engine.async_engine import FROZEN_S, watch_engine
+from tokenwire.engine.async_engine import FROZEN_S, STREAMS_A_TURN, TURNS_BETWEEN, watch_engine
 from tokenwire.engine.fake import FakeEngine, FakeOutcome
 from tokenwire.engine.stream import END_TAG, METRICS_TAG, TOKEN_TAG
 from tokenwire.errors import TokenwireError
@@ -111,6 +112,22 @@ async def test_two_streams_do_not_mix(engine: AsyncEngine) -> None:
         fake_of(engine).step(3)
         assert END_TAG in await tags(b)
         assert b.failure is None
+
+
+async def test_streams_that_all_have_output_leave_turns_of_the_loop_to_others(engine: AsyncEngine) -> None:
+    streams = [started(engine, f"job-{i}") for i in range(40)]
+    readers = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    num_read = [0]
+    while num_read[-1] < len(streams):
+        await asyncio.sleep(0)
+        num_read.append(sum(reader.done() for reader in readers))
+        assert len(num_read) < 10_000
+    in_a_turn = [after - before for before, after in itertools.pairwise(num_read)]
+    assert max(in_a_turn) == STREAMS_A_TURN
+    first = next(turn for turn, count in enumerate(in_a_turn) if count)
+    assert len(in_a_turn) - first > (len(streams) // STREAMS_A_TURN - 1) * TURNS_BETWEEN
+    for stream in streams:
+        stream.close()
 
 
 async def test_drain_lets_running_jobs_finish(engine: AsyncEngine) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -23,6 +23,10 @@ CANCEL_WAIT_S = 1.0
 FLUSH_WAIT_S = 2.0
 # A look at the engine that comes this late was held up with all of the process.
 FROZEN_S = 1.0
+# gRPC takes a call up in about six turns of the loop, one call at a time. So no turn may be long: few of the streams
+# that have output go on in a turn, then others come first for some turns. What waits meanwhile goes out as one event.
+STREAMS_A_TURN = 4
+TURNS_BETWEEN = 4
 DRAINING = "the worker is draining"
 
 
@@ -44,11 +48,12 @@ class AsyncEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: deque[int] = deque()
 
     def attach(self) -> None:
         """Starts listening to the engine on the running loop."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._native.event_fd, self._deliver)
+        self._loop.add_reader(self._native.event_fd, self._collect)
 
     @property
     def num_live(self) -> int:
@@ -175,11 +180,27 @@ class AsyncEngine:
             await asyncio.gather(*waits, return_exceptions=True)
         return self._idle.is_set()
 
+    def _collect(self) -> None:
+        idle = not self._ready
+        self._ready.extend(self._native.take_ready())
+        if idle:
+            self._deliver()
+
     def _deliver(self) -> None:
-        for handle in self._native.take_ready():
-            stream = self._by_handle.get(handle)
+        for _ in range(min(len(self._ready), STREAMS_A_TURN)):
+            stream = self._by_handle.get(self._ready.popleft())
             if stream is not None:
                 stream.notify()
+        if self._ready:
+            self._give_way(TURNS_BETWEEN)
+
+    def _give_way(self, turns: int) -> None:
+        if self._loop is None:
+            return
+        if turns:
+            self._loop.call_soon(self._give_way, turns - 1)
+        else:
+            self._deliver()
 
     def _started(self, stream: JobStream, job: NativeJob) -> None:
         self._by_handle[job.handle] = stream

@@ -6,6 +6,7 @@ Context bound by `bind_context` (worker_id, model, device, correlation_id, job_i
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import traceback
@@ -56,6 +57,10 @@ def configure_logging(
         wrapper_class=Logger,
         cache_logger_on_first_use=False,
     )
+    get_logger.cache_clear()
+    # No line says where in the code it was written, or in which thread: not finding that out saves a fifth of its cost.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _context_processors() -> list[structlog.typing.Processor]:
@@ -89,8 +94,10 @@ class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
         return redact(super().format(record))
 
 
+@functools.cache
 def get_logger() -> Logger:
-    logger: Logger = structlog.get_logger("tokenwire")
+    # Bound once: what structlog returns would be bound anew for every line.
+    logger: Logger = structlog.get_logger("tokenwire").bind()
     return logger
 
 
