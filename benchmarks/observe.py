@@ -1,14 +1,15 @@
-"""What watching a worker costs: tokens a second while it is scraped against while it is not, and probes under load.
+"""What watching a worker costs: tokens a second while it is scraped against while it is not, and health under load.
 
-`python -m benchmarks.observe MODEL.gguf` runs both sides in turns on one worker and prints the ratio of medians.
+`python -m benchmarks.observe MODEL.gguf` runs both sides in turns on one worker and prints the ratio of medians; then
+health checks beside as many streams, from a process of its own: one at a time, and many at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
+import json
 import statistics
 import sys
 import time
@@ -16,8 +17,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+import uvloop
 
 from benchmarks.processes import free_port, running, worker_is_ready
 from tokenwire.bench.load import closed_loop, num_connections, random_prompt
@@ -25,6 +25,9 @@ from tokenwire.bench.worker import WorkerLoad
 
 PARALLEL_PROBES = 100
 PROBE_CONNECTIONS = 4
+# From the start of the load to the first check, seconds: the streams are under way by then.
+LEAD_S = 1.0
+_LOADS = itertools.count(1000)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--vocabulary", type=int, default=30_000, help="prompts are of ids below this")
     parser.add_argument("--banned", type=int, nargs="*", default=[0, 2], help="the model's end-of-generation ids")
-    parser.add_argument("--runs", type=int, default=5, help="of each side")
+    parser.add_argument("--runs", type=int, default=5, help="of each side; 0: the health checks alone")
     parser.add_argument("--scrape-seconds", type=float, default=1.0, help="between two scrapes")
-    asyncio.run(measure(parser.parse_args(arguments)))
+    parser.add_argument("--checks", type=int, default=1000, help="of health, by each way to probe")
+    # As the worker does: the load shares the processors with what it measures.
+    uvloop.run(measure(parser.parse_args(arguments)))
 
 
 async def measure(args: argparse.Namespace) -> None:
@@ -58,26 +63,33 @@ async def measure(args: argparse.Namespace) -> None:
                 if scraping is not None:
                     scraping.cancel()
                     await asyncio.gather(scraping, return_exceptions=True)
-        calm, watched = (statistics.median(rates[side]) for side in (False, True))
-        every = f"scraped every {args.scrape_seconds:g} s"
-        print(f"tokens/s: {calm:.1f} calm, {watched:.1f} {every}, ratio {watched / calm:.4f}")
-        print(f"a scrape takes {statistics.median(scrapes_ms):.1f} ms, at worst {max(scrapes_ms):.1f} ms")
+        if args.runs:
+            calm, watched = (statistics.median(rates[side]) for side in (False, True))
+            every = f"scraped every {args.scrape_seconds:g} s"
+            print(f"tokens/s: {calm:.1f} calm, {watched:.1f} {every}, ratio {watched / calm:.4f}")
+            print(
+                f"a scrape takes {statistics.median(scrapes_ms):.1f} ms, at worst {max(scrapes_ms):.1f} ms", flush=True
+            )
 
-        for spread_s, when in ((0.0, "at once"), (1.0, "once a second each")):
-            loading = asyncio.ensure_future(keep_busy(args, target))
-            await asyncio.sleep(0.5)
-            probes_ms = sorted(await probes(target, spread_s))
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
-            p50, p99 = (probes_ms[int(share * len(probes_ms))] for share in (0.5, 0.99))
-            print(f"{PARALLEL_PROBES} probes {when} under load: p50 {p50:.1f} ms, p99 {p99:.1f} ms, client included")
+        print(f"Health checks beside {args.concurrency} streams, from a process of its own:")
+        one_by_one = ("--rounds", str(args.checks), "--interval-ms", "20")
+        await probes(args, target, *one_by_one)
+        await probes(args, target, *one_by_one, "--grpcio")
+        rounds = str(max(1, args.checks // PARALLEL_PROBES))
+        at_once = ("--parallel", str(PARALLEL_PROBES), "--connections", str(PROBE_CONNECTIONS))
+        await probes(args, target, "--rounds", rounds, "--interval-ms", "200", *at_once)
 
 
-async def one_run(args: argparse.Namespace, target: str, run: int) -> float:
-    """Tokens a second of a closed loop; no two runs share a prompt."""
+async def one_run(args: argparse.Namespace, target: str, run: int, requests: int | None = None) -> float:
+    """Tokens a second of a closed loop; no two runs share a prompt.
+
+    Args:
+        requests: how many, if not as many as in each run.
+    """
+    requests = requests or args.requests
 
     def prompt(number: int) -> list[int]:
-        return random_prompt(run * args.requests + number, 32, args.vocabulary, seed=7)
+        return random_prompt(run * 10_000 + number, 32, args.vocabulary, seed=7)
 
     load = WorkerLoad(
         target,
@@ -88,18 +100,12 @@ async def one_run(args: argparse.Namespace, target: str, run: int) -> float:
     )
     async with load:
         began = time.perf_counter()
-        records = await closed_loop(load.send, args.requests, args.concurrency)
+        records = await closed_loop(load.send, requests, args.concurrency)
         elapsed_s = time.perf_counter() - began
     tokens = sum(record.answer.num_tokens for record in records)
-    if tokens != args.requests * args.max_tokens:
+    if tokens != requests * args.max_tokens:
         raise SystemExit(f"the run made {tokens} tokens: a request failed or ended early")
     return tokens / elapsed_s
-
-
-async def keep_busy(args: argparse.Namespace, target: str) -> None:
-    """Load until cancelled."""
-    for run in itertools.count(10_000):
-        await one_run(args, target, run)
 
 
 async def scrape(port: int, every_s: float, took_ms: list[float]) -> None:
@@ -114,26 +120,24 @@ async def scrape(port: int, every_s: float, took_ms: list[float]) -> None:
         await asyncio.sleep(every_s)
 
 
-async def probes(target: str, spread_s: float) -> list[float]:
-    """Milliseconds of each of ten rounds of probes, those of a round sent within `spread_s`."""
-    own = (("grpc.use_local_subchannel_pool", 1),)
-    async with contextlib.AsyncExitStack() as stack:
-        stubs = [
-            health_pb2_grpc.HealthStub(await stack.enter_async_context(grpc.aio.insecure_channel(target, options=own)))
-            for _ in range(PROBE_CONNECTIONS)
-        ]
-
-        async def probe(number: int) -> float:
-            await asyncio.sleep(spread_s * number / PARALLEL_PROBES)
-            began = time.perf_counter()
-            await stubs[number % PROBE_CONNECTIONS].Check(health_pb2.HealthCheckRequest(service="readiness"))
-            return (time.perf_counter() - began) * 1000
-
-        await asyncio.gather(*map(probe, range(PARALLEL_PROBES)))
-        took_ms: list[float] = []
-        for _ in range(10):
-            took_ms += await asyncio.gather(*map(probe, range(PARALLEL_PROBES)))
-        return took_ms
+async def probes(args: argparse.Namespace, target: str, *options: str) -> None:
+    """Probes from a process of its own while the load runs, and prints the percentiles."""
+    loading = asyncio.ensure_future(one_run(args, target, next(_LOADS), requests=10**6))  # until it is cancelled
+    await asyncio.sleep(LEAD_S)
+    prober = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.probe", target, *options), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await prober.communicate()
+    if loading.done():
+        loading.result()
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    if prober.returncode != 0:
+        raise SystemExit("the prober failed")
+    took_ms = sorted(json.loads(output))
+    p50, p99 = (took_ms[int(share * len(took_ms))] for share in (0.5, 0.99))
+    what = " ".join(options)
+    print(f"{len(took_ms)} checks ({what}): p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {took_ms[-1]:.2f} ms", flush=True)
 
 
 if __name__ == "__main__":

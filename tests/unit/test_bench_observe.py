@@ -12,7 +12,7 @@ from unit.gguf_builder import tiny_llama
 ROOT = Path(__file__).resolve().parents[2]
 
 
-SIZES = "--requests 8 --concurrency 4 --max-tokens 16 --runs 1 --vocabulary 250 --scrape-seconds 0.01"
+SIZES = "--requests 8 --concurrency 4 --max-tokens 16 --runs 1 --vocabulary 250 --scrape-seconds 0.01 --checks 200"
 
 
 def test_it_measures_both_sides_and_the_probes(tmp_path: Path) -> None:
@@ -29,4 +29,7 @@ def test_it_measures_both_sides_and_the_probes(tmp_path: Path) -> None:
     assert ratio is not None, done.stdout
     assert float(ratio.group(1)) > 0
     assert "a scrape takes" in done.stdout
-    assert re.search(r"100 probes at once under load: p50 [\d.]+ ms, p99 [\d.]+ ms", done.stdout)
+    checks = re.findall(r"^(\d+) checks \((.*)\): p50 [\d.]+ ms, p99 [\d.]+ ms, max [\d.]+ ms$", done.stdout, re.M)
+    assert [count for count, _ in checks] == ["200", "200", "200"]
+    assert ["--grpcio" in how for _, how in checks] == [False, True, False]
+    assert "--parallel 100" in checks[2][1]

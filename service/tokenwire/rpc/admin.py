@@ -14,6 +14,7 @@ from tokenwire.config import Settings, shown_settings
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.observe.logging import get_logger
 from tokenwire.rpc.boundary import Context
+from tokenwire.rpc.layers import Registry
 from tokenwire.rpc.state import Phase, Serving, WorkerState
 from tokenwire.v1 import admin_pb2 as pb
 
@@ -128,7 +129,7 @@ class AdminServicer:
         return self._state.serving
 
 
-def add_admin(server: grpc.aio.Server, servicer: AdminServicer) -> None:
+def add_admin(server: Registry, servicer: AdminServicer) -> None:
     methods: dict[str, tuple[Callable[[Any, Any], Any], Any, Any]] = {
         "Drain": (servicer.drain, pb.DrainRequest, pb.DrainResponse),
         "Undrain": (servicer.undrain, pb.UndrainRequest, pb.UndrainResponse),

@@ -15,7 +15,7 @@ import contextlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -57,8 +57,8 @@ def correlation_id(metadata: Any) -> str:
     return str(uuid.uuid4())
 
 
-class Boundary(grpc.aio.ServerInterceptor):
-    """Wraps every method of the server.
+class Boundary:
+    """The outermost of a server's layers.
 
     Args:
         metrics: counts every call that ends.
@@ -68,16 +68,21 @@ class Boundary(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._refusals = RefusalLog()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> RpcHandler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method.rpartition("/")[2]
-        call = _Call(self._metrics, self._refusals, method, correlation_id(handler_call_details.invocation_metadata))
+    def unary(self, method: str, handler: Handler, deserialize: Callable[[bytes], Any]) -> Handler:
+        """What `wrap` makes of a handler, for a method that is not always wrapped. Takes the message's bytes; the
+        handler's answer is returned as it is."""
+        parse = _guarded_deserializer(deserialize)
+
+        async def run(data: bytes, context: Any) -> Any:
+            call_id = correlation_id(context.invocation_metadata())
+            call = _Call(self._metrics, self._refusals, method, call_id)
+            return await _unary(call, handler)(parse(data), context)
+
+        return run
+
+    def wrap(self, handler: RpcHandler, details: grpc.HandlerCallDetails) -> RpcHandler:
+        method = details.method.rpartition("/")[2]
+        call = _Call(self._metrics, self._refusals, method, correlation_id(details.invocation_metadata))
         deserialize = _guarded_deserializer(handler.request_deserializer)
         serialize = handler.response_serializer
         if handler.stream_stream is not None:

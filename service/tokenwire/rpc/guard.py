@@ -1,11 +1,11 @@
-"""The guard at the gRPC port: an interceptor that decides on every call before its message is read.
+"""The guard at the gRPC port: a layer that decides on every call before its message is read.
 
 It stands inside the boundary, which turns its refusals into statuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -20,22 +20,19 @@ if TYPE_CHECKING:
     from tokenwire.rpc.boundary import Handler, RpcHandler
 
 
-class GuardInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method of the server."""
+class GuardLayer:
+    """Refuses or admits each call.
+
+    Args:
+        guard: who decides.
+    """
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> RpcHandler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        rule = method_rule(handler_call_details.method)
-        metadata = handler_call_details.invocation_metadata
+    def wrap(self, handler: RpcHandler, details: grpc.HandlerCallDetails) -> RpcHandler:
+        rule = method_rule(details.method)
+        metadata = details.invocation_metadata
         authorization, api_keys = _values(metadata, "authorization"), _values(metadata, "x-api-key")
         sent = Credentials(authorization, api_keys)
         needs_certificate = self._guard.needs_certificate(sent)

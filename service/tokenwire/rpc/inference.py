@@ -21,6 +21,7 @@ from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import convert
 from tokenwire.rpc.boundary import Context, is_past_deadline, time_remaining
 from tokenwire.rpc.detached import DetachedJobs, DetachLimits
+from tokenwire.rpc.layers import Registry
 from tokenwire.rpc.observed import JobObserver
 from tokenwire.rpc.response_format import compile_format
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
@@ -208,7 +209,7 @@ class InferenceServicer:
         return math.ceil(left_s * 1000)
 
 
-def add_inference(server: grpc.aio.Server, servicer: InferenceServicer) -> None:
+def add_inference(server: Registry, servicer: InferenceServicer) -> None:
     """Registers the service. Execute's events are serialised where they are made, so gRPC must not touch them."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Execute": grpc.unary_stream_rpc_method_handler(

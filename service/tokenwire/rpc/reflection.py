@@ -14,12 +14,14 @@ from google.protobuf import descriptor, descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio as reflection_aio
 
+from tokenwire.rpc.layers import Registry
+
 V1 = "grpc.reflection.v1"
 V1ALPHA = "grpc.reflection.v1alpha"
 _V1ALPHA_FILE = cast(descriptor.FileDescriptor, reflection_pb2.DESCRIPTOR)
 
 
-def add_reflection(server: grpc.aio.Server, files: Iterable[descriptor.FileDescriptor]) -> None:
+def add_reflection(server: Registry, files: Iterable[descriptor.FileDescriptor]) -> None:
     """Registers both versions, describing the services of `files` and themselves."""
     pool = descriptor_pool.DescriptorPool()
     added: set[str] = set()

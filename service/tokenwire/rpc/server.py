@@ -13,9 +13,10 @@ from tokenwire.config import Settings
 from tokenwire.rpc.admin import AdminServicer, Control, add_admin
 from tokenwire.rpc.boundary import Boundary
 from tokenwire.rpc.detached import DetachLimits
-from tokenwire.rpc.guard import GuardInterceptor
+from tokenwire.rpc.guard import GuardLayer
 from tokenwire.rpc.health import HealthServicer, add_health
 from tokenwire.rpc.inference import InferenceServicer, add_inference
+from tokenwire.rpc.layers import Layer, Layered
 from tokenwire.rpc.reflection import add_reflection
 from tokenwire.rpc.state import WorkerState
 from tokenwire.security.guard import Guard
@@ -34,38 +35,42 @@ def build_server(settings: Settings, state: WorkerState, pool: Executor, guard: 
         state: answers Health at once, and Execute once it is ready.
         pool: threads for tokenising.
     """
-    interceptors = (Boundary(state.metrics), GuardInterceptor(guard or Guard()))
-    server = grpc.aio.server(interceptors=interceptors, options=transport_options(settings))
+    server, services = _server_with_health(settings, state, guard or Guard())
     detach_limits = DetachLimits(
         grace_s=settings.resume_grace_seconds,
         job_bytes=settings.resume_job_bytes,
         total_bytes=settings.resume_total_bytes,
         slow_reader_s=settings.slow_reader_timeout_ms / 1000,
     )
-    add_inference(server, InferenceServicer(state, pool, settings.inference_timeout_sec, detach_limits))
-    add_health(server, HealthServicer(state))
+    add_inference(services, InferenceServicer(state, pool, settings.inference_timeout_sec, detach_limits))
     files = (inference_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)
-    add_reflection(server, cast(tuple[FileDescriptor, ...], files))
+    add_reflection(services, cast(tuple[FileDescriptor, ...], files))
     return server
 
 
 def build_health_server(settings: Settings, state: WorkerState) -> grpc.aio.Server:
     """A server with health alone, for probes that cannot speak TLS; not bound or started yet."""
-    server = grpc.aio.server(interceptors=(Boundary(state.metrics),), options=transport_options(settings))
-    add_health(server, HealthServicer(state))
-    return server
+    return _server_with_health(settings, state, None)[0]
 
 
 def build_admin_server(
     settings: Settings, state: WorkerState, control: Control, guard: Guard | None = None
 ) -> grpc.aio.Server:
     """A server with the AdminService, for a port of its own; not bound or started yet."""
-    interceptors = (Boundary(state.metrics), GuardInterceptor(guard or Guard()))
-    server = grpc.aio.server(interceptors=interceptors, options=transport_options(settings))
-    add_admin(server, AdminServicer(settings, state, control))
-    add_health(server, HealthServicer(state))
-    add_reflection(server, cast(tuple[FileDescriptor, ...], (admin_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)))
+    server, services = _server_with_health(settings, state, guard or Guard())
+    add_admin(services, AdminServicer(settings, state, control))
+    add_reflection(services, cast(tuple[FileDescriptor, ...], (admin_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR)))
     return server
+
+
+def _server_with_health(settings: Settings, state: WorkerState, guard: Guard | None) -> tuple[grpc.aio.Server, Layered]:
+    """A server, and where to add the services that stand inside of the boundary and, if there is one, the guard."""
+    server = grpc.aio.server(options=transport_options(settings))
+    boundary = Boundary(state.metrics)
+    layers: tuple[Layer, ...] = (boundary,) if guard is None else (boundary, GuardLayer(guard))
+    services = Layered(server, *layers)
+    add_health(server, services, HealthServicer(state, boundary))
+    return server, services
 
 
 def transport_options(settings: Settings) -> list[tuple[str, int]]:

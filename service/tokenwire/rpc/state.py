@@ -17,6 +17,8 @@ from tokenwire.observe.tracing import JobTracer
 from tokenwire.rpc.validate import Limits
 
 SERVICE_NAME = "tokenwire.v1.Inference"
+# What `grpc.health.v1` can be asked about.
+SERVICES = ("", SERVICE_NAME, "liveness", "readiness", "startup")
 MOST_POOL_UTILIZATION = 0.90
 """Share of the KV pool in use above which a worker should get no more work."""
 DEFAULT_LIVENESS_S = 30.0
