@@ -9,6 +9,8 @@
 #include <cstring>
 #include <string>
 
+#include "core/aligned_buffer.h"
+#include "core/arena.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
@@ -58,10 +60,10 @@ class CpuBackend final : public Backend {
       : pool_(num_threads > 0 ? num_threads : usable_processors()), kernels_(kernels_for(select_isa())) {}
 
   MatrixHandle add_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias) override {
-    return keep(pack_matrix(parts, bias));
+    return keep(pack_matrix(parts, bias, &weights_));
   }
   MatrixHandle add_gate_up(const MatrixSource& gate, const MatrixSource& up) override {
-    return keep(pack_gate_up(gate, up));
+    return keep(pack_gate_up(gate, up, &weights_));
   }
   VectorHandle add_vector(const std::vector<float>& values) override {
     vectors_.push_back(values);
@@ -127,6 +129,7 @@ class CpuBackend final : public Backend {
 
   ThreadPool pool_;
   const Kernels& kernels_;
+  Arena weights_{"weights"};
   std::vector<PackedMatrix> matrices_;
   std::vector<std::vector<float>> vectors_;
   std::vector<ThreadScratch> scratch_;

@@ -204,7 +204,7 @@ bool uses_quantized_activations(DType dtype) {
 
 int64_t PackedMatrix::num_bytes() const {
   int64_t total = static_cast<int64_t>(bias.size() * sizeof(float));
-  for (const AlignedBuffer& buffer : storage) total += static_cast<int64_t>(buffer.size());
+  for (const MatrixPart& part : parts) total += 2 * part.num_pairs * part.tile_stride;
   return total;
 }
 
@@ -220,7 +220,7 @@ const MatrixPart& PackedMatrix::part_of_row(int64_t row) const {
   return parts[index];
 }
 
-PackedMatrix pack_matrix(const std::vector<MatrixSource>& sources, const std::vector<float>& bias) {
+PackedMatrix pack_matrix(const std::vector<MatrixSource>& sources, const std::vector<float>& bias, Arena* arena) {
   PackedMatrix matrix;
   matrix.num_cols = sources.at(0).num_cols;
   matrix.bias = bias;
@@ -228,13 +228,12 @@ PackedMatrix pack_matrix(const std::vector<MatrixSource>& sources, const std::ve
     check_shape(source, matrix.num_cols);
     const int64_t num_pairs = (source.num_rows + kPairRows - 1) / kPairRows;
     const int64_t stride = tile_bytes(source.dtype, source.num_cols);
-    AlignedBuffer buffer(static_cast<size_t>(2 * num_pairs * stride), "weights");
+    uint8_t* tiles = arena->allocate(static_cast<size_t>(2 * num_pairs * stride));
     for (int64_t tile = 0; tile * kTileRows < source.num_rows; ++tile) {
-      pack_tile(source, tile * kTileRows, buffer.data() + tile * stride);
+      pack_tile(source, tile * kTileRows, tiles + tile * stride);
     }
     matrix.parts.push_back(
-        {source.dtype, source.num_rows, matrix.num_pairs, num_pairs, matrix.num_rows, stride, buffer.data()});
-    matrix.storage.push_back(std::move(buffer));
+        {source.dtype, source.num_rows, matrix.num_pairs, num_pairs, matrix.num_rows, stride, tiles});
     matrix.num_pairs += num_pairs;
     matrix.num_rows += source.num_rows;
     add_format(&matrix, source.dtype);
@@ -242,7 +241,7 @@ PackedMatrix pack_matrix(const std::vector<MatrixSource>& sources, const std::ve
   return matrix;
 }
 
-PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up) {
+PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up, Arena* arena) {
   if (gate.dtype != up.dtype || gate.num_rows != up.num_rows || gate.num_cols != up.num_cols) {
     throw Error(ErrorCode::kUnsupportedModel, "the gate and up matrices of a layer differ in format or shape");
   }
@@ -253,13 +252,12 @@ PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up) {
   matrix.num_cols = gate.num_cols;
   matrix.num_pairs = (gate.num_rows + kTileRows - 1) / kTileRows;
   const int64_t stride = tile_bytes(gate.dtype, gate.num_cols);
-  AlignedBuffer buffer(static_cast<size_t>(2 * matrix.num_pairs * stride), "weights");
+  uint8_t* tiles = arena->allocate(static_cast<size_t>(2 * matrix.num_pairs * stride));
   for (int64_t pair = 0; pair < matrix.num_pairs; ++pair) {
-    pack_tile(gate, pair * kTileRows, buffer.data() + 2 * pair * stride);
-    pack_tile(up, pair * kTileRows, buffer.data() + (2 * pair + 1) * stride);
+    pack_tile(gate, pair * kTileRows, tiles + 2 * pair * stride);
+    pack_tile(up, pair * kTileRows, tiles + (2 * pair + 1) * stride);
   }
-  matrix.parts.push_back({gate.dtype, gate.num_rows, 0, matrix.num_pairs, 0, stride, buffer.data()});
-  matrix.storage.push_back(std::move(buffer));
+  matrix.parts.push_back({gate.dtype, gate.num_rows, 0, matrix.num_pairs, 0, stride, tiles});
   add_format(&matrix, gate.dtype);
   return matrix;
 }

@@ -21,7 +21,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/aligned_buffer.h"
+#include "core/arena.h"
 #include "core/backend.h"
 
 namespace tw::cpu {
@@ -56,7 +56,6 @@ struct PackedMatrix {
   bool needs_quantized = false;
   bool needs_float = false;
   std::vector<MatrixPart> parts;
-  std::vector<AlignedBuffer> storage;
   std::vector<float> bias;  // [num_rows] or empty
 
   int64_t num_bytes() const;
@@ -66,7 +65,8 @@ struct PackedMatrix {
   const MatrixPart& part_of_row(int64_t row) const;
 };
 
-PackedMatrix pack_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias);
-PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up);
+// The tiles lie in `arena`, which must outlive the matrix.
+PackedMatrix pack_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias, Arena* arena);
+PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up, Arena* arena);
 
 }  // namespace tw::cpu

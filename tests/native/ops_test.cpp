@@ -21,6 +21,12 @@ using namespace tw::cpu;
 
 constexpr float kGuard = 12345.0f;
 
+// Weights of all tests.
+Arena& arena() {
+  static Arena arena("weights");
+  return arena;
+}
+
 std::vector<Isa> usable_isas() {
   std::vector<Isa> isas;
   for (const Isa isa : {Isa::kAvx512Vnni, Isa::kAvx2, Isa::kPortable}) {
@@ -127,7 +133,7 @@ TEST(matmul_agrees_with_float64_and_with_itself) {
       const std::vector<uint8_t> weights = random_rows(dtype, shape.outputs, shape.inputs, &random);
       std::vector<float> bias(static_cast<size_t>(shape.outputs));
       for (float& value : bias) value = static_cast<float>(random() % 100) / 50.0f;
-      const PackedMatrix matrix = pack_matrix({{dtype, shape.outputs, shape.inputs, weights.data()}}, bias);
+      const PackedMatrix matrix = pack_matrix({{dtype, shape.outputs, shape.inputs, weights.data()}}, bias, &arena());
       std::vector<float> plain(static_cast<size_t>(shape.outputs * shape.inputs));
       quant::dequantize_row(dtype, weights.data(), plain.data(), shape.outputs * shape.inputs);
       Input input(shape.rows, shape.inputs, &random);
@@ -182,8 +188,9 @@ TEST(matmul_of_several_formats_writes_each_part_in_its_place) {
   std::mt19937 random(8);
   const auto a = random_rows(DType::kQ4_1, 40, 64, &random);
   const auto b = random_rows(DType::kQ8_0, 24, 64, &random);
-  const PackedMatrix both = pack_matrix({{DType::kQ4_1, 40, 64, a.data()}, {DType::kQ8_0, 24, 64, b.data()}}, {});
-  const PackedMatrix only_b = pack_matrix({{DType::kQ8_0, 24, 64, b.data()}}, {});
+  const PackedMatrix both =
+      pack_matrix({{DType::kQ4_1, 40, 64, a.data()}, {DType::kQ8_0, 24, 64, b.data()}}, {}, &arena());
+  const PackedMatrix only_b = pack_matrix({{DType::kQ8_0, 24, 64, b.data()}}, {}, &arena());
   Input input(5, 64, &random);
   const Kernels& kernels = kernels_for(select_isa());
   kernels.quantize_rows(input.view, 0, 5);
@@ -198,7 +205,8 @@ TEST(gate_and_up_agree_with_float64) {
   std::mt19937 random(9);
   const auto gate = random_rows(DType::kQ4_0, 40, 96, &random);
   const auto up = random_rows(DType::kQ4_0, 40, 96, &random);
-  const PackedMatrix matrix = pack_gate_up({DType::kQ4_0, 40, 96, gate.data()}, {DType::kQ4_0, 40, 96, up.data()});
+  const PackedMatrix matrix =
+      pack_gate_up({DType::kQ4_0, 40, 96, gate.data()}, {DType::kQ4_0, 40, 96, up.data()}, &arena());
   std::vector<float> g(40 * 96), u(40 * 96);
   quant::dequantize_row(DType::kQ4_0, gate.data(), g.data(), 40 * 96);
   quant::dequantize_row(DType::kQ4_0, up.data(), u.data(), 40 * 96);
@@ -234,7 +242,8 @@ TEST(gate_and_up_leave_the_codes_that_quantising_their_product_gives) {
     const int64_t cols = whole_blocks(dtype, 160);
     const auto gate = random_rows(dtype, kOutputs, cols, &random);
     const auto up = random_rows(dtype, kOutputs, cols, &random);
-    const PackedMatrix matrix = pack_gate_up({dtype, kOutputs, cols, gate.data()}, {dtype, kOutputs, cols, up.data()});
+    const PackedMatrix matrix =
+        pack_gate_up({dtype, kOutputs, cols, gate.data()}, {dtype, kOutputs, cols, up.data()}, &arena());
     Input input(kRows, cols, &random);
     std::vector<float> zero(static_cast<size_t>(cols));
     std::copy(zero.begin(), zero.end(), input.values.begin() + 5 * cols);
@@ -268,10 +277,10 @@ TEST(rows_that_are_no_whole_number_of_blocks_are_refused) {
   const std::vector<uint8_t> zeros(1 << 16);
   for (const DType dtype : kFormats) {
     const auto block = std::max<int64_t>(32, dtype_info(dtype).block_values);
-    CHECK_EQ(pack_matrix({{dtype, 3, 2 * block, zeros.data()}}, {}).num_pairs, 1);
+    CHECK_EQ(pack_matrix({{dtype, 3, 2 * block, zeros.data()}}, {}, &arena()).num_pairs, 1);
     for (const int64_t cols : {block / 2, block + block / 2}) {
       CHECK_THROWS(ErrorCode::kUnsupportedModel, "a whole number of " + std::to_string(block),
-                   pack_matrix({{dtype, 3, cols, zeros.data()}}, {}));
+                   pack_matrix({{dtype, 3, cols, zeros.data()}}, {}, &arena()));
     }
   }
 }
@@ -282,7 +291,7 @@ TEST(a_row_of_a_packed_matrix_can_be_read_back) {
     const int64_t cols = whole_blocks(dtype, 96);
     const auto width = static_cast<size_t>(cols);
     const auto weights = random_rows(dtype, 50, cols, &random);
-    const PackedMatrix matrix = pack_matrix({{dtype, 50, cols, weights.data()}}, {});
+    const PackedMatrix matrix = pack_matrix({{dtype, 50, cols, weights.data()}}, {}, &arena());
     std::vector<float> plain(50 * width);
     quant::dequantize_row(dtype, weights.data(), plain.data(), 50 * cols);
     for (const Isa isa : usable_isas()) {
