@@ -7,8 +7,6 @@
 //   float formats: inputs in order, acc = fma(w, x, acc).
 // One row reads the packed tiles directly and is bound by their bytes. More rows unpack a pair of tiles once into
 // scratch (cache resident) and are bound by the integer dot products of 16-bit pairs.
-#include <cstring>
-
 #include "cpu/ops.h"
 #include "cpu/tiles.h"
 
@@ -142,7 +140,8 @@ struct Lookahead {
   }
 };
 
-// Adds blocks [begin, end) of kRows rows × kTiles tiles to acc[kRows][kPairRows], tile t at column 16·t.
+// Adds blocks [begin, end) of kRows rows × kTiles tiles to acc[kRows][kPairRows], tile t at column 16·t; block 0 to
+// nothing.
 template <class Tile, int kRows, int kTiles>
 void rows_by_tiles(const UnpackedBlock (*tiles)[kChunkBlocks], int64_t begin, int64_t end, const Activations& x,
                    int64_t row, float* acc, Lookahead* ahead) {
@@ -174,7 +173,8 @@ void rows_by_tiles(const UnpackedBlock (*tiles)[kChunkBlocks], int64_t begin, in
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           float* a = acc + r * kPairRows + 16 * t;
-          accumulate<Tile>(F32x16::load(a), codes[r][t], x, (row + r) * num_blocks + b, scale, min).store(a);
+          const F32x16 before = b == 0 && half == 0 ? F32x16::zero() : F32x16::load(a);
+          accumulate<Tile>(before, codes[r][t], x, (row + r) * num_blocks + b, scale, min).store(a);
         }
       }
     }
@@ -202,7 +202,6 @@ void span_by_pair(const uint8_t* tiles, int64_t tile_stride, const Activations& 
   const int64_t num_passes = (num_rows + kMicroRows - 1) / kMicroRows;
   const int64_t num_lines = 2 * tile_stride / 64;
   Lookahead ahead = {tiles + 2 * tile_stride, num_lines, num_lines / (num_passes * (2 / kMicroTiles) * num_blocks) + 1};
-  std::memset(scratch->acc, 0, static_cast<size_t>(num_rows) * sizeof scratch->acc[0]);
   const int64_t num_chunks = (num_blocks + kChunkBlocks - 1) / kChunkBlocks;
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     const int64_t begin = num_blocks * chunk / num_chunks;
