@@ -97,6 +97,7 @@ void run_matmul_test(TwCudaMatmulTest* test) {
 
   tw::cuda::MatmulTask task{};
   task.part = matrix.parts.at(0);
+  if (test->num_splits > 0) task.part.num_splits = std::min(test->num_splits, task.part.num_steps);
   task.num_tokens = test->num_tokens;
   task.input_stride = stride;
   task.input_kind = tw::cuda::Input::kHalf;

@@ -50,10 +50,10 @@ struct TwCudaMatmulTest {
   int32_t num_rows;  // outputs
   int32_t num_cols;  // inputs
   int32_t num_tokens;
-  int32_t kernel;   // -1: as the backend chooses; 0: for few tokens; 1, 2, 3: wide, tall, flat (matmul.h)
-  int32_t scaled;   // 1: inputs beyond FP16's range, brought into it by each row's largest magnitude
-  int32_t repeats;  // timed runs after the first; 0 for none
-  int32_t reserved;
+  int32_t kernel;       // -1: as the backend chooses; 0: for few tokens; 1, 2, 3: wide, tall, flat (matmul.h)
+  int32_t scaled;       // 1: inputs beyond FP16's range, brought into it by each row's largest magnitude
+  int32_t repeats;      // timed runs after the first; 0 for none
+  int32_t num_splits;   // pieces the inputs are summed in; 0: the shape's own. Only for measuring what that costs
   const void* weights;  // [num_rows, num_cols]
   const void* up;       // as weights, or null; then out = silu(weights · x) ∘ (up · x)
   const float* bias;    // [num_rows] or null

@@ -246,7 +246,13 @@ class Report:
 
 
 def run_gate(
-    native: Any, path: Path, num_requests: int, seed: int, settings: Sequence[Setting] = SETTINGS, passes: int = 1
+    native: Any,
+    path: Path,
+    num_requests: int,
+    seed: int,
+    settings: Sequence[Setting] = SETTINGS,
+    passes: int = 1,
+    device: str = "cpu",
 ) -> Report:
     """Compares `num_requests` requests alone with `passes` times the same, shared out among engines under load.
 
@@ -255,7 +261,7 @@ def run_gate(
     requests = make_requests(num_requests, seed)
     neighbours = make_requests(64, seed + 1)
     report = Report(num_requests=num_requests)
-    quiet = make_engine(native, path, num_threads=1, prefix_cache=False, max_batch_tokens=256)
+    quiet = make_engine(native, path, device=device, num_threads=1, prefix_cache=False, max_batch_tokens=256)
     alone = [run_alone(quiet, request) for request in requests]
     settle(quiet)
     quiet.stop()
@@ -268,6 +274,7 @@ def run_gate(
             engine = make_engine(
                 native,
                 path,
+                device=device,
                 kv_blocks=setting.kv_blocks,
                 num_threads=setting.num_threads,
                 max_batch_tokens=setting.max_batch_tokens,

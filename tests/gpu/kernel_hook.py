@@ -25,7 +25,7 @@ class _Matmul(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("dtype", "num_rows", "num_cols", "num_tokens", "kernel", "scaled")),
         ("repeats", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("num_splits", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("weights", "up", "bias", "addend", "inputs", "out")),
         ("microseconds", ctypes.c_float),
     )
@@ -50,10 +50,12 @@ def matmul(
     kernel: int = -1,
     scaled: bool = False,
     repeats: int = 0,
+    num_splits: int = 0,
 ) -> tuple[Floats, float]:
     """`inputs` `[tokens, cols]` times the transposed matrix; returns `[tokens, num_rows]` and microseconds a product.
 
-    `kernel` is one of KERNELS, or -1 for the backend's own choice.
+    `kernel` is one of KERNELS, or -1 for the backend's own choice. `num_splits` other than 0 sums the inputs in so many
+    pieces, as the product never would.
 
     Raises:
         RuntimeError: a call failed, or something around the output was touched.
@@ -70,6 +72,7 @@ def matmul(
         kernel=kernel,
         scaled=int(scaled),
         repeats=repeats,
+        num_splits=num_splits,
         weights=ctypes.cast(ctypes.c_char_p(weights), ctypes.c_void_p),
         up=None if up is None else ctypes.cast(ctypes.c_char_p(up), ctypes.c_void_p),
         inputs=next(pointers),

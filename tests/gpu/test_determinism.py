@@ -1,0 +1,75 @@
+"""The determinism gate on the GPU (W-42): the load of e2e/test_determinism.py with up to 256 streams, every byte and
+log-probability compared with the same request alone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from e2e.helpers import Answer, Transcript, make_engine, run_alone, say
+from e2e.helpers_gate import CONTEXT, Setting, make_requests, run_gate
+from e2e.test_determinism import assert_holds
+from service.device_failures import Start
+from tokenwire import _native
+from tokenwire.v1 import inference_pb2_grpc
+from unit.gguf_builder import tiny_llama
+
+pytestmark = pytest.mark.gpu
+
+# The pools are too small for their crowds, so that sequences are preempted; the smallest holds one longest request.
+SETTINGS = (
+    Setting(1, 16, 40, True, 16),
+    Setting(1, 96, 110, False, 64),
+    Setting(1, 512, 400, True, 256),
+    Setting(1, 2048, 1000, False, 256),
+    Setting(1, 300, 700, True, 200),
+)
+# Wide enough that every kernel of matrix products has whole tiles; K-quants come in blocks of 256 inputs.
+WIDE = {"n_embd": 256, "n_heads": 8, "n_kv_heads": 2, "n_ff": 768}
+STREAMS = 256
+STREAMS_PER_CONNECTION = 64
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("dtype", "num_requests"), [("Q4_1", 1500), ("BF16", 600), ("Q8_0", 600), ("Q4_K", 600)])
+def test_a_crowd_on_the_gpu_changes_no_byte_of_any_answer(tmp_path: Path, dtype: str, num_requests: int) -> None:
+    model = tiny_llama(tmp_path / "model.gguf", dtype=dtype, context=CONTEXT, tied=False, **WIDE)
+    report = run_gate(_native, model.path, num_requests, seed=11, settings=SETTINGS, device="cuda")
+    assert_holds(report)
+    assert report.largest_batch == STREAMS
+
+
+async def test_256_streams_over_grpc_are_those_of_the_engine_alone(start: Start, tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model.gguf", dtype="Q4_1", context=CONTEXT, **WIDE).path
+    requests = make_requests(STREAMS, seed=21)
+    quiet = make_engine(_native, path, device="cuda", prefix_cache=False, max_batch_tokens=256)
+    expected = [run_alone(quiet, request) for request in requests]
+    quiet.stop()
+    worker = await start("real", model=str(path), device="cuda", max_batch_tokens=384)
+    await worker.connect()
+    ending = asyncio.ensure_future(worker.exit_status())  # reads its log, or the pipe would fill and hold it up
+    channels = [
+        grpc.aio.insecure_channel(f"127.0.0.1:{worker.port}", (("grpc.use_local_subchannel_pool", 1),))
+        for _ in range(STREAMS // STREAMS_PER_CONNECTION)
+    ]
+    stubs = [inference_pb2_grpc.InferenceStub(channel) for channel in channels]
+
+    async def execute(stub: Any, number: int, job_id: str) -> Answer:
+        transcript = Transcript()
+        async for event in stub.Execute(requests[number].message(job_id)):
+            transcript.add_event(event)
+        return transcript.answer()
+
+    for again in ("cold", "warm"):
+        found = await asyncio.gather(*(execute(stubs[i % len(stubs)], i, f"{again}-{i}") for i in range(STREAMS)))
+        differing = [i for i, answer in enumerate(expected) if answer != found[i]]
+        say(f"{STREAMS} streams over gRPC, {again}: {len(differing)} answers differ")
+        assert differing == []
+    for channel in channels:
+        await channel.close()
+    worker.process.terminate()
+    assert await ending == 0
