@@ -140,6 +140,9 @@ struct Lookahead {
   }
 };
 
+// What the first block is added to.
+alignas(64) constexpr float kNothing[kMicroRows * kPairRows] = {};
+
 // Adds blocks [begin, end) of kRows rows × kTiles tiles to acc[kRows][kPairRows], tile t at column 16·t; block 0 to
 // nothing.
 template <class Tile, int kRows, int kTiles>
@@ -152,6 +155,7 @@ void rows_by_tiles(const UnpackedBlock (*tiles)[kChunkBlocks], int64_t begin, in
     const int16_t* values = x.codes + row * x.num_cols + b * kBlock;
 #pragma GCC unroll 2
     for (int half = 0; half < Tile::kHalves; ++half) {
+      const float* before = b == 0 && half == 0 ? kNothing : acc;
       I32x16 codes[kRows][kTiles];
       for (auto& r : codes) {
         for (I32x16& c : r) c = I32x16::zero();
@@ -173,8 +177,8 @@ void rows_by_tiles(const UnpackedBlock (*tiles)[kChunkBlocks], int64_t begin, in
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           float* a = acc + r * kPairRows + 16 * t;
-          const F32x16 before = b == 0 && half == 0 ? F32x16::zero() : F32x16::load(a);
-          accumulate<Tile>(before, codes[r][t], x, (row + r) * num_blocks + b, scale, min).store(a);
+          const F32x16 sum = F32x16::load(before + r * kPairRows + 16 * t);
+          accumulate<Tile>(sum, codes[r][t], x, (row + r) * num_blocks + b, scale, min).store(a);
         }
       }
     }
