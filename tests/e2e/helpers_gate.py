@@ -195,6 +195,7 @@ class Setting:
     kv_blocks: int
     prefix_cache: bool
     most_live: int
+    least_live: int = 16
 
 
 # The smallest pool holds just the longest request. Answers of one engine's first pass are from a cold
@@ -288,6 +289,7 @@ def run_gate(
                     [requests[i] for i in share],
                     seed=seed + turn * 100 + place,
                     most_live=setting.most_live,
+                    least_live=setting.least_live,
                     neighbours=neighbours,
                 )
                 report.add(crowd)

