@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import time
 import urllib.request
@@ -124,17 +125,15 @@ async def probes(args: argparse.Namespace, target: str, *options: str) -> None:
     """Probes from a process of its own while the load runs, and prints the percentiles."""
     loading = asyncio.ensure_future(one_run(args, target, next(_LOADS), requests=10**6))  # until it is cancelled
     await asyncio.sleep(LEAD_S)
-    prober = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.probe", target, *options), stdout=asyncio.subprocess.PIPE
-    )
-    output, _ = await prober.communicate()
+    command = [sys.executable, "-m", "benchmarks.probe", target, *options]
+    prober = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE)
     if loading.done():
         loading.result()
     loading.cancel()
     await asyncio.gather(loading, return_exceptions=True)
     if prober.returncode != 0:
         raise SystemExit("the prober failed")
-    took_ms = sorted(json.loads(output))
+    took_ms = sorted(json.loads(prober.stdout))
     p50, p99 = (took_ms[int(share * len(took_ms))] for share in (0.5, 0.99))
     what = " ".join(options)
     print(f"{len(took_ms)} checks ({what}): p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {took_ms[-1]:.2f} ms", flush=True)

@@ -184,6 +184,7 @@ void bind_engine(py::module_& module) {
       .def(py::init<>())
       .def_readwrite("device", &EngineOptions::device)
       .def_readwrite("num_threads", &EngineOptions::num_threads)
+      .def_readwrite("compute_nice", &EngineOptions::compute_nice)
       .def_readwrite("kv_cache_bytes", &EngineOptions::kv_cache_bytes)
       .def_readwrite("max_context_tokens", &EngineOptions::max_context_tokens)
       .def_readwrite("max_batch_tokens", &EngineOptions::max_batch_tokens)

@@ -6,6 +6,8 @@
 
 #include <climits>
 
+#include "core/thread_priority.h"
+
 namespace tw {
 namespace {
 
@@ -33,10 +35,15 @@ void futex_wake_all(std::atomic<uint32_t>* word) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads)
+ThreadPool::ThreadPool(int num_threads, int nice)
     : num_threads_(num_threads < 1 ? 1 : num_threads), ranges_(static_cast<size_t>(num_threads_)) {
   threads_.reserve(static_cast<size_t>(num_threads_ - 1));
-  for (int thread = 1; thread < num_threads_; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+  for (int thread = 1; thread < num_threads_; ++thread) {
+    threads_.emplace_back([this, thread, nice] {
+      let_others_preempt(nice);
+      work(thread);
+    });
+  }
 }
 
 ThreadPool::~ThreadPool() {

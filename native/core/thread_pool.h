@@ -15,7 +15,8 @@ namespace tw {
 // sleep in the kernel, so an idle engine uses no processor time. Only one thread may call for_each().
 class ThreadPool {
  public:
-  explicit ThreadPool(int num_threads);
+  // `nice`: how far the helpers stand back behind other threads (thread_priority.h).
+  explicit ThreadPool(int num_threads, int nice = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

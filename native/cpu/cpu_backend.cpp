@@ -56,8 +56,8 @@ struct ThreadScratch {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(int num_threads)
-      : pool_(num_threads > 0 ? num_threads : usable_processors()), kernels_(kernels_for(select_isa())) {}
+  CpuBackend(int num_threads, int nice)
+      : pool_(num_threads > 0 ? num_threads : usable_processors(), nice), kernels_(kernels_for(select_isa())) {}
 
   MatrixHandle add_matrix(const std::vector<MatrixSource>& parts, const std::vector<float>& bias) override {
     return keep(pack_matrix(parts, bias, &weights_));
@@ -474,6 +474,8 @@ const Kernels& kernels_for(Isa isa) {
   return portable::kernels();
 }
 
-std::unique_ptr<Backend> make_cpu_backend(int num_threads) { return std::make_unique<CpuBackend>(num_threads); }
+std::unique_ptr<Backend> make_cpu_backend(int num_threads, int nice) {
+  return std::make_unique<CpuBackend>(num_threads, nice);
+}
 
 }  // namespace tw::cpu

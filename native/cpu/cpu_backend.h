@@ -7,7 +7,7 @@
 
 namespace tw::cpu {
 
-// `num_threads` 0 uses all the processors this process may run on.
-std::unique_ptr<Backend> make_cpu_backend(int num_threads);
+// `num_threads` 0 uses all the processors this process may run on; `nice` is for the threads that it starts.
+std::unique_ptr<Backend> make_cpu_backend(int num_threads, int nice);
 
 }  // namespace tw::cpu

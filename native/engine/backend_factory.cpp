@@ -17,8 +17,8 @@ int32_t device_number(const std::string& text) {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_backend(const std::string& device, int32_t num_threads) {
-  if (device == "cpu") return cpu::make_cpu_backend(num_threads);
+std::unique_ptr<Backend> make_backend(const std::string& device, int32_t num_threads, int32_t nice) {
+  if (device == "cpu") return cpu::make_cpu_backend(num_threads, nice);
   int32_t number = device == "cuda" ? 0 : -1;
   if (device.rfind(kCudaPrefix, 0) == 0) number = device_number(device.substr(std::string(kCudaPrefix).size()));
   if (number < 0) throw Error(ErrorCode::kInvalidRequest, "device `" + device + "` is neither cpu nor cuda[:N]");

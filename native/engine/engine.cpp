@@ -8,6 +8,7 @@
 #include <cstring>
 #include <future>
 
+#include "core/thread_priority.h"
 #include "engine/backend_factory.h"
 #include "engine/sizing.h"
 
@@ -28,7 +29,7 @@ constexpr auto kHeartbeat = std::chrono::milliseconds(500);
 
 Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
                const EngineOptions& options, const std::function<void(int)>& on_progress)
-    : backend_(make_backend(options.device, options.num_threads)),
+    : backend_(make_backend(options.device, options.num_threads, options.compute_nice)),
       device_(backend_->device_info()),
       options_(resolve(options, device_)),
       faults_(options.faults),
@@ -197,6 +198,8 @@ void Engine::stop() {
 
 // Whatever goes wrong in the loop ends every stream with a typed error, never silently (W-46).
 void Engine::loop() {
+  // On a CPU this thread computes; with a device it only says what to compute next, and that must not wait.
+  if (device_.id == "cpu") let_others_preempt(options_.compute_nice);
   std::string failure;
   ErrorCode code = ErrorCode::kUnavailable;
   try {

@@ -26,6 +26,8 @@ namespace tw {
 struct EngineOptions {
   std::string device = "cpu";  // "cpu", "cuda" or "cuda:N"
   int32_t num_threads = 0;
+  // How far the threads that compute on a CPU stand back behind others, 0-19 (core/thread_priority.h).
+  int32_t compute_nice = 0;
   int64_t kv_cache_bytes = 0;
   int32_t max_context_tokens = 0;
   int32_t max_batch_tokens = 0;       // rows in a step: the chunk of a prefill

@@ -96,6 +96,8 @@ class EngineOptions:
     device: str
     """`cpu` (the default), `cuda` or `cuda:N`."""
     num_threads: int
+    compute_nice: int
+    """How far the threads that compute on a CPU stand back behind others, 0-19; here 0 means not at all."""
     kv_cache_bytes: int
     max_context_tokens: int
     max_batch_tokens: int

@@ -102,6 +102,7 @@ class Settings(HttpSettings):
     inference_timeout_sec: float = Field(300.0, gt=0, le=86400, description="longest a job may take, seconds")
 
     num_threads: int = Field(0, ge=0, le=1024, description="threads that compute; 0: the machine's cores")
+    compute_nice: int = Field(5, ge=0, le=19, description="how far CPU threads that compute stand back behind others")
     kv_cache_size_mb: int = Field(0, ge=0, le=2**24, description="memory for the KV pool, MiB; 0: choose")
     max_context_tokens: int = Field(0, ge=0, le=2**22, description="context length; 0: the model's")
     max_batch_tokens: int = Field(0, ge=0, le=2**20, description="most tokens computed in one step; 0: choose")

@@ -173,11 +173,9 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
             engine = AsyncEngine(model.native)
             engine.attach()
             await _warm(engine, model)
-            # What is there by now stays for good: a collection that looked through it would stop the loop for 30 ms.
-            gc.collect()
-            gc.freeze()
             state.serving = _serving(settings, engine, model)
             # What there is now stays: collections need not look at it, and what calls leave behind is seldom a cycle.
+            gc.collect()
             gc.freeze()
             gc.set_threshold(GC_ALLOCATIONS, *gc.get_threshold()[1:])
             state.enter(Phase.READY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import signal
 import struct
 import time
@@ -208,6 +209,20 @@ async def test_a_hundred_probes_at_once_are_answered_while_the_engine_computes(m
         for call in calls:
             call.cancel()
         await asyncio.gather(*streams, return_exceptions=True)
+
+
+def nices_of(pid: int) -> list[int]:
+    """How far each thread of a process stands back, the least first."""
+    stats = [task.joinpath("stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sorted(int(stat.rpartition(")")[2].split()[16]) for stat in stats)
+
+
+async def test_threads_that_compute_stand_back_behind_those_that_answer(model: Path) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    async with running(model, num_threads=2, compute_nice=3) as worker:
+        nices = nices_of(worker.process.pid)
+    assert nices[-2:] == [min(own + 3, 19)] * 2
+    assert set(nices[:-2]) == {own}
 
 
 async def _drop(call: Any, started: asyncio.Semaphore) -> None:

@@ -153,6 +153,7 @@ def engine_options(settings: Settings, device: str = "cpu") -> _native.EngineOpt
     options = _native.EngineOptions()
     options.device = device
     options.num_threads = settings.num_threads
+    options.compute_nice = settings.compute_nice
     options.kv_cache_bytes = settings.kv_cache_size_mb * MIB
     options.max_context_tokens = settings.max_context_tokens
     options.max_batch_tokens = settings.max_batch_tokens
