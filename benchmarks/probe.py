@@ -17,10 +17,8 @@ from collections.abc import Callable, Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 4, 6, 7, 8
-ACK = END_STREAM = 1
-END_HEADERS = 4
+from benchmarks import h2
+
 TIMEOUT_S = 20.0
 REQUEST = health_pb2.HealthCheckRequest(service="readiness")
 SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
@@ -92,29 +90,19 @@ class Connection:
     def __init__(self, host: str, port: int) -> None:
         self.socket = socket.create_connection((host, port), TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(PREFACE + frame(SETTINGS) + frame(WINDOW_UPDATE, b"\x3f\xff\x00\x00"))
+        self.socket.sendall(h2.opening())
         self._next_stream = 1
-        self._received = b""
-        headers = (
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", "/grpc.health.v1.Health/Check"),
-            (":authority", f"{host}:{port}"),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-        )
-        self._headers = b"".join(literal(name, value) for name, value in headers)
-        message = REQUEST.SerializeToString()
-        self._message = b"\0" + len(message).to_bytes(4, "big") + message
+        self._received = bytearray()
+        self._headers = h2.call_headers(f"{host}:{port}", "/grpc.health.v1.Health/Check")
+        self._message = REQUEST.SerializeToString()
         self._answer = b"\0" + len(SERVING).to_bytes(4, "big") + SERVING
 
     def send_checks(self, count: int) -> None:
-        frames = []
+        calls = []
         for _ in range(count):
-            frames.append(frame(HEADERS, self._headers, END_HEADERS, self._next_stream))
-            frames.append(frame(DATA, self._message, END_STREAM, self._next_stream))
+            calls.append(h2.call(self._headers, self._message, self._next_stream))
             self._next_stream += 2
-        self.socket.sendall(b"".join(frames))
+        self.socket.sendall(b"".join(calls))
 
     def receive(self) -> int:
         """Takes what has come; how many checks that answers."""
@@ -123,29 +111,15 @@ class Connection:
             raise SystemExit("error: the worker closed the connection")
         self._received += received
         answered = 0
-        while len(self._received) >= 9:
-            end = 9 + int.from_bytes(self._received[:3], "big")
-            if len(self._received) < end:
-                break
-            kind, flags = self._received[3:5]
-            payload, self._received = self._received[9:end], self._received[end:]
-            if kind == DATA and payload != self._answer:
+        for kind, flags, _, payload in h2.frames(self._received):
+            if kind == h2.DATA and payload != self._answer:
                 raise SystemExit("error: the worker is not serving")
-            if kind == GOAWAY:
+            if kind == h2.GOAWAY:
                 raise SystemExit("error: the worker ends the connection")
-            if kind in (SETTINGS, PING) and not flags & ACK:
-                self.socket.sendall(frame(kind, payload if kind == PING else b"", ACK))
-            answered += kind == HEADERS and bool(flags & END_STREAM)
+            if answer := h2.answer_to(kind, flags, payload):
+                self.socket.sendall(answer)
+            answered += kind == h2.HEADERS and bool(flags & h2.END_STREAM)
         return answered
-
-
-def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
-
-
-def literal(name: str, value: str) -> bytes:
-    """A header as HPACK takes it without a table; both parts are shorter than 127 bytes."""
-    return b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 A closed loop of clients sends distinct prompts of random words, greedy; every answer has exactly `--max-tokens` tokens:
 end-of-generation tokens are banned, by `logit_bias` here and by `ignore_eos` there. A run that counts another number of
-tokens is an error. Server and client share the machine, as in any such measurement on one machine.
+tokens is an error. Server and client share the machine, as in any such measurement on one machine, so the client makes
+its frames by hand: gRPC's own would take as much of the processors as the service does.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import uvloop
 
 from benchmarks.llama_server import LlamaServerLoad
 from benchmarks.processes import ProcessorTimes, free_port, llama_server_is_ready, running, worker_is_ready
+from benchmarks.wire_load import WireLoad
 from tokenwire import _native
 from tokenwire.bench.load import Send, closed_loop, num_connections
 from tokenwire.bench.summary import Summary
-from tokenwire.bench.worker import WorkerLoad
 from tokenwire.config import load_settings
 from tokenwire.engine.load import LoadedModel, load_model
 
@@ -226,7 +227,7 @@ async def measure(
 ) -> dict[str, list[Figures]]:
     """Every contestant's runs, taken in turns after one run of each that is not counted."""
     results: dict[str, list[Figures]] = {"engine alone": [], "tokenwire": []}
-    worker = WorkerLoad(
+    worker = WireLoad(
         target,
         connections=num_connections(load.concurrency),
         prompts=load.prompt,

@@ -5,7 +5,7 @@
 //     acc = fma(float(Σ) · scale_x, scale_w, acc), and for formats with a minimum acc = fma(min_w, sum_x, acc).
 //     Where a scale covers 16 inputs (Q6_K), the same for the block's first half and then its second.
 //   float formats: inputs in order, acc = fma(w, x, acc).
-// One row reads the packed tiles directly and is bound by their bytes. More rows unpack a pair of tiles once into
+// Few rows read the packed tiles directly; one is bound by their bytes. More rows unpack a pair of tiles once into
 // scratch (cache resident) and are bound by the integer dot products of 16-bit pairs.
 #include "cpu/ops.h"
 #include "cpu/tiles.h"
@@ -13,15 +13,20 @@
 namespace tw::cpu::TW_ISA {
 namespace {
 
-// Register tile of the many-row path: rows × tiles. 16 vector registers hold less than 32. Accumulators live in memory,
-// which costs a load and a store a block of 32 inputs; registers hold the block's integer sums.
+// Register tile of the many-row path: rows × tiles; and the rows that read tiles as they are packed. 16 vector
+// registers hold less than 32. Accumulators live in memory, which costs a load and a store a block of 32 inputs;
+// registers hold the block's integer sums.
 #if defined(TW_ISA_AVX512)
 constexpr int kMicroRows = 8;
 constexpr int kMicroTiles = 2;
+constexpr int kPackedRows = 6;
 #else
 constexpr int kMicroRows = 6;
 constexpr int kMicroTiles = 1;
+constexpr int kPackedRows = 1;
 #endif
+// Of more rows than kPackedRows, in passes of at most kMicroRows that are evenly split, none has fewer.
+constexpr int kFewestMicroRows = kPackedRows + 1 < (kMicroRows + 1) / 2 ? kPackedRows + 1 : (kMicroRows + 1) / 2;
 
 // --- Quantised formats. ---
 
@@ -55,34 +60,56 @@ F32x16 min_of(const uint8_t* tile, int64_t b) {
 // in that order, so this keeps several lines on their way, also across the ends of short rows.
 constexpr int64_t kPrefetchBytes = 8192;
 
-// One row × one tile → out[16].
-template <class Tile>
-void row_by_tile(const uint8_t* tile, int64_t tile_bytes, const Activations& x, int64_t row, float* out) {
+// kRows rows × one tile → out[kRows][kPairRows], 16 of each.
+template <class Tile, int kRows>
+void rows_by_packed_tile(const uint8_t* tile, int64_t tile_bytes, const Activations& x, int64_t row, float* out) {
   const int64_t num_blocks = x.num_blocks();
   const int64_t block_bytes = tile_bytes / num_blocks;
-  F32x16 acc = F32x16::zero();
+  F32x16 acc[kRows];
+  for (F32x16& a : acc) a = F32x16::zero();
   for (int64_t b = 0; b < num_blocks; ++b) {
     for (int64_t line = 0; line < block_bytes; line += 64) prefetch(tile + b * block_bytes + line + kPrefetchBytes);
-    const int64_t index = row * num_blocks + b;
-    const int16_t* values = x.codes + index * kBlock;
-    I32x16 first = I32x16::zero();
-    I32x16 second = I32x16::zero();
+    const int16_t* values = x.codes + row * x.num_cols + b * kBlock;
+    I32x16 first[kRows];
+    I32x16 second[kRows];
+    for (int r = 0; r < kRows; ++r) first[r] = second[r] = I32x16::zero();
 #pragma GCC unroll 4
     for (int chunk = 0; chunk < 4; ++chunk) {
       const CodePair w = Tile::codes(Tile::block(tile, b), chunk);
-      first = dot(first, even_bytes(w.first), X2::load(values + 4 * chunk));
-      first = dot(first, odd_bytes(w.first), X2::load(values + 4 * chunk + 2));
-      second = dot(second, even_bytes(w.second), X2::load(values + 16 + 4 * chunk));
-      second = dot(second, odd_bytes(w.second), X2::load(values + 16 + 4 * chunk + 2));
+      const I16x32 codes[4] = {even_bytes(w.first), odd_bytes(w.first), even_bytes(w.second), odd_bytes(w.second)};
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const int16_t* v = values + r * x.num_cols + 4 * chunk;
+        first[r] = dot(first[r], codes[0], X2::load(v));
+        first[r] = dot(first[r], codes[1], X2::load(v + 2));
+        second[r] = dot(second[r], codes[2], X2::load(v + 16));
+        second[r] = dot(second[r], codes[3], X2::load(v + 18));
+      }
     }
-    const I32x16 sums[2] = {Tile::kHalves == 1 ? first + second : first, second};
+    const F32x16 min = min_of<Tile>(tile, b);
 #pragma GCC unroll 2
     for (int half = 0; half < Tile::kHalves; ++half) {
-      acc = accumulate<Tile>(acc, subtract_zero<Tile>(sums[half], x, index, half), x, index, Tile::scale(tile, b, half),
-                             min_of<Tile>(tile, b));
+      const F32x16 scale = Tile::scale(tile, b, half);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t index = (row + r) * num_blocks + b;
+        const I32x16 sums = Tile::kHalves == 1 ? first[r] + second[r] : half == 0 ? first[r] : second[r];
+        acc[r] = accumulate<Tile>(acc[r], subtract_zero<Tile>(sums, x, index, half), x, index, scale, min);
+      }
     }
   }
-  acc.store(out);
+  for (int r = 0; r < kRows; ++r) acc[r].store(out + r * kPairRows);
+}
+
+// The same for `rows` (1 … kMost) rows and both tiles of a pair.
+template <class Tile, int kMost>
+void rows_by_packed_pair(int64_t rows, const uint8_t* tiles, int64_t tile_bytes, const Activations& x, int64_t row,
+                         float* out) {
+  if constexpr (kMost > 1) {
+    if (rows < kMost) return rows_by_packed_pair<Tile, kMost - 1>(rows, tiles, tile_bytes, x, row, out);
+  }
+  rows_by_packed_tile<Tile, kMost>(tiles, tile_bytes, x, row, out);
+  rows_by_packed_tile<Tile, kMost>(tiles + tile_bytes, tile_bytes, x, row, out + kTileRows);
 }
 
 // --- Many rows: tiles unpacked to one form, whatever the format. ---
@@ -185,11 +212,11 @@ void rows_by_tiles(const UnpackedBlock (*tiles)[kChunkBlocks], int64_t begin, in
   }
 }
 
-// The same for `rows` (1 … kMost) rows and both tiles.
+// The same for `rows` (kFewestMicroRows … kMost) rows and both tiles.
 template <class Tile, int kMost>
 void some_rows_by_pair(int64_t rows, const UnpackedBlock (*tiles)[kChunkBlocks], int64_t begin, int64_t end,
                        const Activations& x, int64_t row, float* acc, Lookahead* ahead) {
-  if constexpr (kMost > 1) {
+  if constexpr (kMost > kFewestMicroRows) {
     if (rows < kMost) return some_rows_by_pair<Tile, kMost - 1>(rows, tiles, begin, end, x, row, acc, ahead);
   }
   for (int first = 0; first < 2; first += kMicroTiles) {
@@ -334,9 +361,8 @@ void quantize_products(const Activations& out, int64_t block, int64_t row_begin,
 template <class Tile>
 void pair_results(const uint8_t* tiles, int64_t tile_stride, const Activations& x, int64_t row_begin, int64_t row_end,
                   ManyRowScratch* scratch) {
-  if (row_end - row_begin == 1) {
-    row_by_tile<Tile>(tiles, tile_stride, x, row_begin, scratch->acc[0]);
-    row_by_tile<Tile>(tiles + tile_stride, tile_stride, x, row_begin, scratch->acc[0] + kTileRows);
+  if (row_end - row_begin <= kPackedRows) {
+    rows_by_packed_pair<Tile, kPackedRows>(row_end - row_begin, tiles, tile_stride, x, row_begin, scratch->acc[0]);
   } else {
     span_by_pair<Tile>(tiles, tile_stride, x, row_begin, row_end, scratch);
   }
