@@ -258,13 +258,19 @@ void launch_decode(const AttentionTask& task) {
          dim3(kSplits * kSplitThreads), shared_bytes<kDim>(kSplits), task.stream, task);
 }
 
+// Splits share a block to meet sooner. Where heads are small and rows many, their number keeps the device busy: more,
+// smaller blocks, and no split of a short sequence holds memory in vain. With heads of 128 that was slower.
 template <int kDim>
 void launch_decode(const AttentionTask& task) {
   const size_t most = max_shared_bytes();
-  if constexpr (kDim <= 64) {
-    if (task.max_splits > 2 && shared_bytes<kDim>(4) <= most) return launch_decode<kDim, 4>(task);
+  const int64_t blocks =
+      int64_t{task.num_rows} * task.num_kv_heads * head_group(task.num_heads, task.num_kv_heads).tiles;
+  if (kDim > 64 || blocks < 4 * device_attribute(cudaDevAttrMultiProcessorCount)) {
+    if constexpr (kDim <= 64) {
+      if (task.max_splits > 2 && shared_bytes<kDim>(4) <= most) return launch_decode<kDim, 4>(task);
+    }
+    if (task.max_splits > 1 && shared_bytes<kDim>(2) <= most) return launch_decode<kDim, 2>(task);
   }
-  if (task.max_splits > 1 && shared_bytes<kDim>(2) <= most) return launch_decode<kDim, 2>(task);
   return launch_decode<kDim, 1>(task);
 }
 

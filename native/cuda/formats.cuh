@@ -57,9 +57,22 @@ __device__ __forceinline__ float read_f16(const uint8_t* p) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(p[0] | p[1] << 8)));
 }
 
-// 1024 + code in both halves: 0x6400 is 1024, whose last bit is worth 1. Where a pair's nibbles lie four bits up, it is
-// 1024 + 16 · code, and the factors that follow are a sixteenth: that saves shifts.
-__device__ __forceinline__ uint32_t biased(uint32_t bits) { return bits | 0x64006400u; }
+// 1024 + code in both halves is bits | 0x64006400: 0x6400 is 1024, whose last bit is worth 1. Where a pair's nibbles
+// lie four bits up, it is 1024 + 16 · code, and the factors that follow are a sixteenth: that saves shifts.
+//
+// The constant comes from a register that the compiler knows nothing of: (bits & mask) | bias is one instruction then,
+// and two with both as constants.
+__device__ __forceinline__ uint32_t opaque_bias() {
+  uint32_t bias;
+  asm("mov.u32 %0, 0x64006400;" : "=r"(bias));
+  return bias;
+}
+// (bits & mask) | above
+__device__ __forceinline__ uint32_t masked_or(uint32_t bits, uint32_t mask, uint32_t above) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(bits), "r"(mask), "r"(above));
+  return result;
+}
 
 // (biased - bias) · scale, in both halves; the difference is exact.
 __device__ __forceinline__ uint32_t scaled(uint32_t value, uint32_t bias, uint32_t scale) {
@@ -70,14 +83,15 @@ __device__ __forceinline__ uint32_t scaled_plus(uint32_t value, uint32_t scale, 
 }
 
 __device__ __forceinline__ constexpr bool lies_high(int pair) { return pair % 2 != 0; }
-__device__ __forceinline__ uint32_t nibble_pair(uint32_t word0, uint32_t word1, int pair) {
+// A pair's nibbles and what `above` has.
+__device__ __forceinline__ uint32_t nibble_pair(uint32_t word0, uint32_t word1, int pair, uint32_t above) {
   const uint32_t word = pair < 4 ? word0 : word1;
-  return (pair % 4 < 2 ? word : word >> 8) & (lies_high(pair) ? 0x00f000f0u : 0x000f000fu);
+  return masked_or(pair % 4 < 2 ? word : word >> 8, lies_high(pair) ? 0x00f000f0u : 0x000f000fu, above);
 }
 // Fifth bits of a pair above its nibbles; `row8` selects row r + 8.
-__device__ __forceinline__ uint32_t fifth_pair(uint32_t bits, int pair, bool row8) {
+__device__ __forceinline__ uint32_t fifth_pair(uint32_t bits, int pair, bool row8, uint32_t above) {
   const int shift = pair + (row8 ? 8 : 0) - (lies_high(pair) ? 8 : 4);
-  return (shift < 0 ? bits << -shift : bits >> shift) & (lies_high(pair) ? 0x01000100u : 0x00100010u);
+  return masked_or(shift < 0 ? bits << -shift : bits >> shift, lies_high(pair) ? 0x01000100u : 0x00100010u, above);
 }
 // Two bytes, the low ones of `bytes` or those above, as exact FP16 values; conversion instructions are slow.
 __device__ __forceinline__ uint32_t byte_pair(uint32_t bytes, bool above) {
@@ -342,6 +356,7 @@ struct NibbleFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+    const uint32_t bias = opaque_bias();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t scale = half == 0 ? broadcast_low(raw.scales.x) : broadcast_high(raw.scales.x);
@@ -351,13 +366,12 @@ struct NibbleFormat {
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
       for (int pair = 0; pair < 8; ++pair) {
-        uint32_t bits = nibble_pair(w0, w1, pair);
-        if (kFifth) bits |= fifth_pair(raw.fifth, pair, half == 1);
+        const uint32_t above = kFifth ? fifth_pair(raw.fifth, pair, half == 1, bias) : bias;
+        const uint32_t code = nibble_pair(w0, w1, pair, above);
         const uint32_t factor = lies_high(pair) ? high_scale : scale;
         // 1024 and the middle code, itself times 16 where the pair lies high
         const uint32_t middle = 0x64006400u + (kFifth ? 0x00100010u : 0x00080008u) * (lies_high(pair) ? 16 : 1);
-        a[pair / 2][pair % 2 * 2 + half] =
-            kMinimum ? scaled_plus(biased(bits), factor, minimum) : scaled(biased(bits), middle, factor);
+        a[pair / 2][pair % 2 * 2 + half] = kMinimum ? scaled_plus(code, factor, minimum) : scaled(code, middle, factor);
       }
     }
   }
@@ -435,14 +449,13 @@ struct GroupedFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
-    // value = d · (group scale · code) - m: the inner product is exact in FP16, and m = dmin · (group minimum) is a sum
-    // of two FP16 values. Pairs of what rows r and r + 8 have of each:
+    const uint32_t bias = opaque_bias();
+    // value = d · (group scale · code) - m, whose inner product is exact in FP16, with m = dmin · (group minimum).
+    // Pairs of what rows r and r + 8 have of each:
     const uint32_t group_scales = byte_pair(raw.groups, false);
     const __half2 group_minimums = as_half2(byte_pair(raw.groups, true));
     const uint32_t group_biases = as_u32(__hmul2_rn(as_half2(group_scales), as_half2(0xe400e400u)));  // times -1024
-    const __half2 dmin = as_half2(raw.supers.y);
-    const __half2 head = __hneg2(__hmul2_rn(dmin, group_minimums));
-    const uint32_t rest = as_u32(__hneg2(__hfma2(dmin, group_minimums, head)));
+    const uint32_t minimums = as_u32(__hneg2(__hmul2_rn(as_half2(raw.supers.y), group_minimums)));
     const uint32_t high_scales = sixteenth(group_scales);
     const uint32_t high_biases = sixteenth(group_biases);
 #pragma unroll
@@ -455,18 +468,16 @@ struct GroupedFormat {
       const __half2 group_bias = of_row(group_biases);
       const __half2 high_scale = of_row(high_scales);
       const __half2 high_bias = of_row(high_biases);
-      const __half2 minimum_head = of_row(as_u32(head));
-      const __half2 minimum_rest = of_row(rest);
+      const __half2 minimum = of_row(minimums);
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
       for (int pair = 0; pair < 8; ++pair) {
-        uint32_t bits = nibble_pair(w0, w1, pair);
-        if (kFifth) bits |= fifth_pair(raw.fifth, pair, half == 1);
-        const __half2 product = lies_high(pair) ? __hfma2(as_half2(biased(bits)), high_scale, high_bias)
-                                                : __hfma2(as_half2(biased(bits)), group_scale, group_bias);
-        a[pair / 2][pair % 2 * 2 + half] =
-            as_u32(__hadd2_rn(__hfma2(product, super_scale, minimum_head), minimum_rest));
+        const uint32_t above = kFifth ? fifth_pair(raw.fifth, pair, half == 1, bias) : bias;
+        const __half2 code = as_half2(nibble_pair(w0, w1, pair, above));
+        const __half2 product =
+            lies_high(pair) ? __hfma2(code, high_scale, high_bias) : __hfma2(code, group_scale, group_bias);
+        a[pair / 2][pair % 2 * 2 + half] = as_u32(__hfma2(product, super_scale, minimum));
       }
     }
   }
@@ -527,16 +538,17 @@ struct Q6_KFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+    const uint32_t bias = opaque_bias();
     // Signed bytes, 128 up as unsigned ones.
     const __half2 offset = as_half2(0x58005800u);  // 128
-    const uint32_t group_scales = as_u32(__hsub2_rn(as_half2(byte_pair(raw.scales ^ 0x8080u, false)), offset));
-    const uint32_t high_scales = sixteenth(group_scales);
+    const __half2 group_scales = __hsub2_rn(as_half2(byte_pair(raw.scales ^ 0x8080u, false)), offset);
+    const uint32_t scales = as_u32(__hmul2_rn(group_scales, as_half2(raw.supers)));
+    const uint32_t high_scales = sixteenth(scales);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
-      const uint32_t group_scale = of_row(group_scales);
+      const uint32_t scale = of_row(scales);
       const uint32_t high_scale = of_row(high_scales);
-      const __half2 super_scale = as_half2(of_row(raw.supers));
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
       const uint32_t top = half == 0 ? raw.top.x : raw.top.y;
@@ -544,11 +556,10 @@ struct Q6_KFormat {
       for (int pair = 0; pair < 8; ++pair) {
         const int shift = 2 * pair - (lies_high(pair) ? 8 : 4);
         const uint32_t above =
-            (shift < 0 ? top << -shift : top >> shift) & (lies_high(pair) ? 0x03000300u : 0x00300030u);
-        const uint32_t code = biased(nibble_pair(w0, w1, pair) | above);
-        const uint32_t product =
-            lies_high(pair) ? scaled(code, 0x66006600u, high_scale) : scaled(code, 0x64206420u, group_scale);
-        a[pair / 2][pair % 2 * 2 + half] = as_u32(__hmul2_rn(as_half2(product), super_scale));
+            masked_or(shift < 0 ? top << -shift : top >> shift, lies_high(pair) ? 0x03000300u : 0x00300030u, bias);
+        const uint32_t code = nibble_pair(w0, w1, pair, above);
+        a[pair / 2][pair % 2 * 2 + half] =
+            lies_high(pair) ? scaled(code, 0x66006600u, high_scale) : scaled(code, 0x64206420u, scale);
       }
     }
   }

@@ -25,8 +25,9 @@ enum class Epilogue : int32_t {
   kGateUp,  // out = silu(gate) · up; the row's largest magnitude goes to `magnitudes`
 };
 
-// The kernels for many tokens: for any device (matmul_wide.cuh) or Hopper (matmul_hopper.cuh).
-enum class Kernel : int32_t { kAuto, kWide, kTall, kFlat };
+// The kernels for many tokens: for any device (matmul_wide.cuh) or Hopper (matmul_hopper.cuh), by themselves or in
+// pairs of blocks.
+enum class Kernel : int32_t { kAuto, kWide, kFlat, kTall64, kTall64Pairs, kTall128, kTall128Pairs };
 
 // Tokens whose input may be kNormed or kScaled.
 constexpr int kFusedTokens = 8;

@@ -56,7 +56,7 @@ __device__ __forceinline__ float inverse_rms(const float* sums, int count, int q
   return __frsqrt_rn(__fadd_rn(__fmul_rn(sum, inverse_size), epsilon));
 }
 
-__device__ __forceinline__ float silu(float x) { return __fdiv_rn(x, __fadd_rn(1.0f, expf(-x))); }
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, __fadd_rn(1.0f, __expf(-x))); }
 
 // 16 consecutive inputs, in device or shared memory.
 __device__ __forceinline__ LaneInputs load_inputs(const __half* inputs) {

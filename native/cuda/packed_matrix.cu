@@ -22,7 +22,7 @@ constexpr int32_t kStepWidth = 64;
 // A property of shape and format, since it decides the order of summation.
 int32_t choose_splits(DType dtype, int32_t num_tiles, int32_t tiles_per_block, int32_t num_steps) {
   constexpr int32_t kWantedWarps = 2112;
-  const int32_t most_splits = dtype == DType::kF32 ? 4 : 16;  // F32 takes 8 KiB of shared memory a warp
+  const int32_t most_splits = dtype == DType::kF32 ? 4 : kMostPieces;  // F32 takes 8 KiB of shared memory a warp
   constexpr int32_t kFewestSplits = 4;
   const int32_t blocks = std::max(1, num_tiles / tiles_per_block);
   const int32_t wanted = std::clamp((kWantedWarps + blocks - 1) / blocks, kFewestSplits, most_splits);

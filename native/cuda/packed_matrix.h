@@ -12,6 +12,9 @@
 
 namespace tw::cuda {
 
+// Most pieces that a matrix's inputs are summed in.
+constexpr int32_t kMostPieces = 16;
+
 // What a kernel needs to know of consecutive rows of one format.
 struct PackedPart {
   DType dtype;

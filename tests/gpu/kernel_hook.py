@@ -10,8 +10,8 @@ import numpy as np
 from tokenwire import _native
 from unit.gguf_formats import FORMATS, Floats
 
-# The kernels for few tokens, for many on any device, and the two for many on Hopper.
-NARROW, WIDE, TALL, FLAT = KERNELS = range(4)
+# The kernels for few tokens, for many on any device, and for many on Hopper: matmul.h's Kernel, kAuto being NARROW.
+NARROW, WIDE, FLAT, TALL_64, TALL_64_PAIRS, TALL_128, TALL_128_PAIRS = KERNELS = range(7)
 
 _CHARS = ctypes.c_char * 64
 _MESSAGE = ctypes.c_char * 1024
