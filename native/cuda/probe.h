@@ -50,7 +50,7 @@ struct TwCudaMatmulTest {
   int32_t num_rows;  // outputs
   int32_t num_cols;  // inputs
   int32_t num_tokens;
-  int32_t kernel;       // -1: as the backend chooses; 0: for few tokens; 1, 2, 3: wide, tall, flat (matmul.h)
+  int32_t kernel;       // -1: as the backend chooses; 0: for few tokens; others: matmul.h's Kernel
   int32_t scaled;       // 1: inputs beyond FP16's range, brought into it by each row's largest magnitude
   int32_t repeats;      // timed runs after the first; 0 for none
   int32_t num_splits;   // pieces the inputs are summed in; 0: the shape's own. Only for measuring what that costs
