@@ -14,6 +14,7 @@ from e2e.helpers import Request, make_engine, poll_output, read_to_end, say, set
 from tokenwire import _native
 from tokenwire.models import resolve
 from tokenwire.text import load_text
+from tokenwire.v1 import inference_pb2 as pb
 
 TOKEN_FIELD = 2  # of ExecuteEvent's oneof
 
@@ -47,7 +48,8 @@ class Streams:
         self.engine = engine
         jobs = [real_request(seed, 16, max_tokens).submit(engine, f"stream-{seed}") for seed in range(8)]
         self.jobs = {job.handle: job for job in jobs}
-        self.arrivals_s: dict[int, list[float]] = {job.handle: [] for job in jobs}
+        # When an event came and how many tokens it had: one that ends inside a character travels with the next.
+        self.arrivals_s: dict[int, list[tuple[float, int]]] = {job.handle: [] for job in jobs}
 
     def read(self, until: Any) -> None:
         while not until():
@@ -56,13 +58,15 @@ class Streams:
                     continue
                 messages, _ = self.jobs[handle].take()
                 now = time.monotonic()
-                self.arrivals_s[handle] += [now for message in messages if message[0] >> 3 == TOKEN_FIELD]
+                events = (pb.ExecuteEvent.FromString(message) for message in messages)
+                self.arrivals_s[handle] += [(now, len(event.token.ids)) for event in events if event.token.ids]
 
     def gaps_ms(self, begin_s: float, end_s: float) -> list[float]:
         gaps = []
         for arrivals in self.arrivals_s.values():
-            inside = [arrival for arrival in arrivals if begin_s <= arrival <= end_s]
-            gaps += [(b - a) * 1000 for a, b in itertools.pairwise(inside)]
+            inside = [arrival for arrival in arrivals if begin_s <= arrival[0] <= end_s]
+            for (earlier_s, _), (later_s, num_tokens) in itertools.pairwise(inside):
+                gaps += [(later_s - earlier_s) * 1000 / num_tokens] * num_tokens
         return gaps
 
 
