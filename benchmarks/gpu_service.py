@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import free_port
 from benchmarks.report import Row, Target, with_target, write_report
+from tokenwire import _native
+from tokenwire.text import load_text
 
 # By model, format, what, streams and prompt: the H200's figures in docs/cuda.md.
 TARGETS = {
@@ -81,9 +84,22 @@ def _await_ready(process: subprocess.Popen[bytes], log: Path, target: str, began
     raise RuntimeError(f"the worker did not get ready:\n{log.read_text()}")
 
 
-def bench(target: str, streams: int, requests: int, prompt: int, tokens: int, processes: int) -> dict[str, Any]:
-    """The summary of `tokenwire bench`."""
+def ends_of_answer(model: Path) -> list[int]:
+    """Token ids that random weights would now and then end an answer with."""
+    text = load_text(_native.GgufFile(str(model)), model)
+    try:
+        return list(text.stop_token_ids)
+    finally:
+        text.close()
+
+
+def bench(
+    target: str, banned: Sequence[int], streams: int, requests: int, prompt: int, tokens: int, processes: int
+) -> dict[str, Any]:
+    """The summary of `tokenwire bench`; every answer has `tokens` tokens."""
     command = [sys.executable, "-m", "tokenwire", "bench", "--target", target, "--json", "-"]
+    for token in banned:
+        command += ["--ban-token", str(token)]
     for name, value in {
         "concurrency": streams,
         "requests": requests,
@@ -97,7 +113,7 @@ def bench(target: str, streams: int, requests: int, prompt: int, tokens: int, pr
     if done.returncode != 0:
         raise RuntimeError(f"tokenwire bench failed: {done.stderr[-2000:]}")
     summary: dict[str, Any] = json.loads(done.stdout)["summary"]
-    if summary["errors"] or summary["tokens_out"] < 0.99 * requests * tokens:
+    if summary["errors"] or summary["tokens_out"] != requests * tokens:
         raise RuntimeError(f"{summary['tokens_out']} tokens of {requests * tokens}, errors {summary['errors']}")
     return summary
 
@@ -124,20 +140,21 @@ def measure(model: Path, arguments: argparse.Namespace) -> list[Row]:
     with worker(model, arguments.device, arguments.flag) as ready:
         starts.append(ready.ready_s)
         line = ready.line
+        run = functools.partial(bench, ready.target, ends_of_answer(model))
         held = ", ".join(f"{name} {line[name] / 2**20:.0f} MiB" for name in ("weight_bytes", "kv_bytes"))
         report("start to ready", 1, starts, "s", f"load {line['seconds']} s on {line['device_name']}, {held}")
         for prompt in (int(count) for count in arguments.prompts.split(",") if count):
-            times = [bench(ready.target, 1, 20, prompt, 8, 1)["ttft_ms"]["p50"] for _ in range(arguments.runs)]
+            times = [run(1, 20, prompt, 8, 1)["ttft_ms"]["p50"] for _ in range(arguments.runs)]
             report("TTFT through gRPC", 1, times, "ms", f"prompt {prompt}", prompt)
         for streams in (int(count) for count in arguments.streams.split(",") if count):
             processes = min(arguments.processes, streams)
             runs = [
-                bench(ready.target, streams, arguments.waves * streams, 128, arguments.max_tokens, processes)
+                run(streams, arguments.waves * streams, 128, arguments.max_tokens, processes)
                 for _ in range(arguments.runs)
             ]
             last = runs[-1]
             note = f"TTFT p50 {last['ttft_ms']['p50']:.1f} ms, {last['tokens_per_event']:.2f} tokens an event"
-            report("served", streams, [run["tokens_per_second"] for run in runs], "tok/s", note, 128)
+            report("served", streams, [summary["tokens_per_second"] for summary in runs], "tok/s", note, 128)
     return rows
 
 
