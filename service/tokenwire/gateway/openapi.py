@@ -108,7 +108,11 @@ def _schemas() -> Schema:
             "type": "object",
             "description": "one frame of the stream; `data` is a chunk as JSON, an error, or `[DONE]`",
             "required": ["data"],
-            "properties": {"event": {"const": "error"}, "data": STRING},
+            "properties": {
+                # The type of an event that names none (WHATWG HTML § 9.2.6).
+                "event": {"enum": ["message", "error"], "default": "message"},
+                "data": STRING,
+            },
         },
         "CancelRequest": {"type": "object", "required": ["job_id"], "properties": {"job_id": _JOB_ID}},
         "Cancelled": _object(
@@ -282,6 +286,13 @@ def _refusals(statuses: tuple[int, ...], name: str = "Error") -> Schema:
     return {str(status): {"description": "refused", "content": _json(name)} for status in statuses}
 
 
+_EXAMPLES: dict[str, Schema] = {
+    "ExecuteRequest": {"job_id": "story-1", "prompt": "Once upon a time", "max_tokens": 16, "seed": 7},
+    "CancelRequest": {"job_id": "story-1"},
+    "CompletionRequest": {"prompt": "Once upon a time", "max_tokens": 16, "stream": True},
+    "ChatRequest": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16, "stream": True},
+}
+
 # What any path may answer with; a body adds its own.
 _ALWAYS = (400, 401, 403, 404, 405, 406, 408, 421, 429, 431, 500, 503)
 _WITH_BODY = (409, 413, 415, 501, 504)
@@ -293,7 +304,10 @@ def _operation(
     return {
         "summary": summary,
         "tags": [tag],
-        "requestBody": {"required": True, "content": _json(body)},
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _ref(body), "examples": {"short": {"value": _EXAMPLES[body]}}}},
+        },
         "responses": {
             str(status): {"description": "accepted", "content": content},
             **_refusals((*_ALWAYS, *_WITH_BODY), error),
