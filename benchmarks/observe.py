@@ -1,7 +1,8 @@
 """What watching a worker costs: tokens a second while it is scraped against while it is not, and health under load.
 
 `python -m benchmarks.observe MODEL.gguf` runs both sides in turns on one worker and prints the ratio of medians; then
-health checks beside as many streams, from a process of its own: one at a time, and many at once.
+health checks beside as many streams, of the main port and of the health port, from a process of its own: one at a time,
+and many at once.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 async def measure(args: argparse.Namespace) -> None:
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port, health_port = free_port(), free_port(), free_port()
     target = f"127.0.0.1:{port}"
     command = [sys.executable, "-m", "tokenwire", "serve", "--model", str(args.model), "--port", str(port)]
-    command += ["--metrics-port", str(metrics_port), "--log-level", "error"]
+    command += ["--metrics-port", str(metrics_port), "--health-port", str(health_port), "--log-level", "error"]
     with running(command, lambda: worker_is_ready(target)):
         rates: dict[bool, list[float]] = {False: [], True: []}
         scrapes_ms: list[float] = []
@@ -74,11 +75,12 @@ async def measure(args: argparse.Namespace) -> None:
 
         print(f"Health checks beside {args.concurrency} streams, from a process of its own:")
         one_by_one = ("--rounds", str(args.checks), "--interval-ms", "20")
-        await probes(args, target, *one_by_one)
-        await probes(args, target, *one_by_one, "--grpcio")
-        rounds = str(max(1, args.checks // PARALLEL_PROBES))
-        at_once = ("--parallel", str(PARALLEL_PROBES), "--connections", str(PROBE_CONNECTIONS))
-        await probes(args, target, "--rounds", rounds, "--interval-ms", "200", *at_once)
+        at_once = ("--rounds", str(args.checks // 5), "--interval-ms", "100", "--parallel", str(PARALLEL_PROBES))
+        at_once += ("--connections", str(PROBE_CONNECTIONS))
+        for purpose, address in (("main", target), ("health", f"127.0.0.1:{health_port}")):
+            await probes(args, purpose, target, address, *one_by_one)
+            await probes(args, purpose, target, address, *one_by_one, "--grpcio")
+            await probes(args, purpose, target, address, *at_once)
 
 
 async def one_run(args: argparse.Namespace, target: str, run: int, requests: int | None = None) -> float:
@@ -121,11 +123,11 @@ async def scrape(port: int, every_s: float, took_ms: list[float]) -> None:
         await asyncio.sleep(every_s)
 
 
-async def probes(args: argparse.Namespace, target: str, *options: str) -> None:
-    """Probes from a process of its own while the load runs, and prints the percentiles."""
+async def probes(args: argparse.Namespace, purpose: str, target: str, address: str, *options: str) -> None:
+    """Probes a port from a process of its own while the load runs at `target`, and prints the percentiles."""
     loading = asyncio.ensure_future(one_run(args, target, next(_LOADS), requests=10**6))  # until it is cancelled
     await asyncio.sleep(LEAD_S)
-    command = [sys.executable, "-m", "benchmarks.probe", target, *options]
+    command = [sys.executable, "-m", "benchmarks.probe", address, *options]
     prober = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE)
     if loading.done():
         loading.result()
@@ -135,8 +137,8 @@ async def probes(args: argparse.Namespace, target: str, *options: str) -> None:
         raise SystemExit("the prober failed")
     took_ms = sorted(json.loads(prober.stdout))
     p50, p99 = (took_ms[int(share * len(took_ms))] for share in (0.5, 0.99))
-    what = " ".join(options)
-    print(f"{len(took_ms)} checks ({what}): p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {took_ms[-1]:.2f} ms", flush=True)
+    what = f"{len(took_ms)} checks of the {purpose} port ({' '.join(options)})"
+    print(f"{what}: p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {took_ms[-1]:.2f} ms", flush=True)
 
 
 if __name__ == "__main__":

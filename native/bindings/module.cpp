@@ -75,6 +75,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("cuda_status", &tw::cuda::status);
   bind_cuda_probe(module);
   tw::bindings::bind_gguf(module);
+  tw::bindings::bind_health(module);
   tw::bindings::bind_engine(module);
   tw::bindings::bind_runner(module);
 }

@@ -6,6 +6,7 @@
 namespace tw::bindings {
 
 void bind_gguf(pybind11::module_& module);
+void bind_health(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 void bind_runner(pybind11::module_& module);
 

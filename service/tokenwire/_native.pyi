@@ -53,6 +53,39 @@ def open_cuda_device(device: int) -> None:
     An engine does it too; a start that calls this in a thread does other things meanwhile. Failures are the engine's.
     """
 
+class HealthServer:
+    """Answers `grpc.health.v1.Health` from a thread of its own, until `stop`.
+
+    Args:
+        listening: descriptors of listening sockets; owned from here on.
+        services: the names that can be asked about; none serves before the first `publish`.
+        most_streams: open at a time on one connection.
+        most_header_bytes: of one call.
+        idle_timeout_ms: of a connection on which nothing is watched.
+        stale_after_ms: nothing serves when the last `publish` is longer ago.
+    """
+
+    def __init__(
+        self,
+        *,
+        listening: Sequence[int],
+        services: Sequence[str],
+        most_streams: int,
+        most_connections: int,
+        most_header_bytes: int,
+        handshake_timeout_ms: int,
+        idle_timeout_ms: int,
+        stale_after_ms: int,
+    ) -> None: ...
+    def publish(self, is_serving: Sequence[bool]) -> None:
+        """Says what serves now, in the order of the services."""
+
+    def stop(self) -> None:
+        """Ends every connection and closes the sockets. Idempotent."""
+
+    def take_endings(self) -> list[tuple[str, str, int]]:
+        """Calls that ended since the last call of this: method, code, how many."""
+
 class TensorInfo:
     """A tensor of a model file. `shape` is in GGUF order: the fastest-varying dimension first."""
 

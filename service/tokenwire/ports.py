@@ -13,12 +13,13 @@ from tokenwire.observe.exposition import MetricsServer
 from tokenwire.rpc.admin import Control
 from tokenwire.rpc.credentials import server_credentials
 from tokenwire.rpc.listen import CannotBindError, bind, shown_address
-from tokenwire.rpc.server import build_admin_server, build_health_server
+from tokenwire.rpc.server import build_admin_server
 from tokenwire.rpc.state import WorkerState
 from tokenwire.security.setup import Security
 
 if TYPE_CHECKING:
     from tokenwire.gateway.server import GatewayServer
+    from tokenwire.health_port import HealthPort
 
 
 class Ports:
@@ -30,19 +31,14 @@ class Ports:
         self._open: dict[str, int] = {}
         self._servers: list[grpc.aio.Server | MetricsServer] = []
         self._gateway: GatewayServer | None = None
+        self._health: HealthPort | None = None
         self._inner: tempfile.TemporaryDirectory[str] | None = None
         self._inner_target = ""
 
-    async def open_grpc(
-        self, purpose: str, server: grpc.aio.Server, host: str, port: int, *, plain: bool = False
-    ) -> int:
-        """Binds and starts a server; returns its port.
-
-        Args:
-            plain: without TLS even where the worker has certificates.
-        """
+    async def open_grpc(self, purpose: str, server: grpc.aio.Server, host: str, port: int) -> int:
+        """Binds and starts a server; returns its port."""
         self._servers.append(server)
-        certificates = None if plain else self._security.certificates
+        certificates = self._security.certificates
         credentials = server_credentials(certificates) if certificates is not None else None
         if purpose == "grpc" and credentials is not None and self._settings.http_port is not None:
             self._open_inner(server)
@@ -50,14 +46,17 @@ class Ports:
         await server.start()
         return self._open[purpose]
 
-    async def open_probes(self, state: WorkerState) -> None:
+    def open_probes(self, state: WorkerState) -> None:
         """Metrics and health, each where a port was asked for."""
         host = self._settings.probe_host or self._settings.host
         if self._settings.metrics_port is not None:
             self._open_metrics(state, host, self._settings.metrics_port)
         if self._settings.health_port is not None:
-            server = build_health_server(self._settings, state)
-            await self.open_grpc("health", server, host, self._settings.health_port, plain=True)
+            # Here, not above: a worker without this port needs the compiled library for its model alone.
+            from tokenwire.health_port import HealthPort
+
+            self._health = HealthPort(self._settings, state, host, self._settings.health_port)
+            self._open["health"] = self._health.port
 
     async def open_admin(self, state: WorkerState, control: Control) -> None:
         """The AdminService, where a port was asked for."""
@@ -105,6 +104,8 @@ class Ports:
                 await asyncio.get_running_loop().run_in_executor(None, server.close)
             else:
                 await server.stop(None)
+        if self._health is not None:
+            await self._health.close()
         if self._inner is not None:
             self._inner.cleanup()
 

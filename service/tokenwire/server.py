@@ -159,7 +159,7 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
         ports = Ports(settings, security)
         try:
             port = await ports.open_grpc("grpc", server, settings.host, settings.port)
-            await ports.open_probes(state)
+            ports.open_probes(state)
             control = Control(stop=signals.first.set, is_stopping=signals.first.is_set)
             await ports.open_admin(state, control)
             await ports.open_http(port, state, control)

@@ -7,13 +7,10 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from tokenwire.config import load_settings
-from tokenwire.rpc.server import build_health_server
 from tokenwire.rpc.state import Phase
 from tokenwire.v1 import inference_pb2 as pb
-from tokenwire.v1 import inference_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -130,16 +127,3 @@ async def test_a_dead_engine_fails_every_probe_before_anyone_moved_the_phase(wor
     worker.fake.state.failure = "the loop thread threw"
     for service in ("", "liveness", "readiness", "startup", "tokenwire.v1.Inference"):
         assert await check(worker, service) == NOT_SERVING, service
-
-
-async def test_the_health_server_has_health_alone(worker: Any) -> None:
-    server = build_health_server(load_settings(environ={}), worker.state)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        assert (await stub.Check(health_pb2.HealthCheckRequest(service="readiness"))).status == SERVING
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await inference_pb2_grpc.InferenceStub(channel).Health(pb.HealthRequest())
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    await server.stop(None)

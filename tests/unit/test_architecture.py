@@ -33,7 +33,8 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "engine": {"text", "models", "config", "errors", "stats", "_native"},
     "rpc": {"security", "engine", "text", "bounds", "errors", "observe", "config", "v1"},
     "gateway": {"security", "client", "rpc", "bounds", "errors", "observe", "config", "http_config", "v1"},
-    "ports": {"security", "rpc", "gateway", "observe", "config"},
+    "health_port": {"rpc", "config", "_native"},
+    "ports": {"security", "rpc", "gateway", "health_port", "observe", "config"},
     "server": {"ports", "security", "rpc", "engine", "text", "models", "observe", "config", "errors", "_native"},
     "cli": {
         "security",
@@ -73,7 +74,8 @@ NATIVE_INCLUDES: dict[str, set[str]] = {
     "cuda": {"quant", "core"},
     "models": {"gguf", "quant", "core"},
     "engine": {"models", "gguf", "core"},
-    "bindings": {"engine", "models", "gguf", "core"},
+    "health": {"core"},
+    "bindings": {"engine", "health", "models", "gguf", "core"},
 }
 
 # Of a backend, the rooms above it see its factory and its probe alone.

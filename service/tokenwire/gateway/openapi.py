@@ -110,7 +110,7 @@ def _schemas() -> Schema:
             "required": ["data"],
             "properties": {
                 # The type of an event that names none (WHATWG HTML § 9.2.6).
-                "event": {"enum": ["message", "error"], "default": "message"},
+                "event": {"enum": ["message", "error"]},
                 "data": STRING,
             },
         },

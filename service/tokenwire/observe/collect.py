@@ -62,10 +62,10 @@ class WorkerMetrics:
         self.registry.register(_ScrapeCollector(snapshot))
         prometheus_client.ProcessCollector(registry=self.registry)
 
-    def call_ended(self, method: str, code: str) -> None:
-        """Counts a call of a method, by its short name, that ended with `OK`, an error's code or DISCONNECTED."""
+    def call_ended(self, method: str, code: str, count: int = 1) -> None:
+        """Counts calls of a method, by its short name, that ended with `OK`, an error's code or DISCONNECTED."""
         known = method if method in declared.METHODS else declared.OTHER_METHOD
-        self._requests.labels(known, code if code in declared.CODES else "INTERNAL").inc()
+        self._requests.labels(known, code if code in declared.CODES else "INTERNAL").inc(count)
 
     def job_ended(self, code: str, seconds: float, first_token_s: float | None, cached_tokens: int) -> None:
         """Observes a job.

@@ -38,23 +38,59 @@ def shown_address(host: str, port: int) -> str:
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address of `host`, at one port: for a server that is not gRPC's.
+
+    Raises:
+        CannotBindError: an address is in use, or none is this machine's.
+    """
+    try:
+        sockets = _bind_all(host.strip("[]"), port)
+    except OSError as error:
+        raise CannotBindError(f"cannot listen on {shown_address(host, port)}: {error.strerror}") from error
+    for each in sockets:
+        each.listen()
+    return sockets
+
+
 def _require_free(host: str, port: int) -> None:
     """Binds and lets go: gRPC's own failure to bind has no cause and prints lines that are not ours.
 
     Raises:
-        OSError: no address of `host` can be bound.
+        OSError: an address is in use, or none of `host` can be bound.
     """
+    for each in _bind_all(host, port):
+        each.close()
+
+
+def _bind_all(host: str, port: int) -> list[socket.socket]:
+    """A socket bound to each address of `host`, all at the same port, which is a free one if `port` is 0."""
+    sockets: list[socket.socket] = []
     failure: OSError | None = None
-    bound = False
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-                bound = True
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise
-                failure = error  # such as an address of a family that this machine has switched off
-    if failure is not None and not bound:
+        try:
+            sockets.append(_bind_one(family, kind, protocol, (address[0], port, *address[2:])))
+        except OSError as error:
+            failure = error  # such as an address of a family that this machine has switched off
+            if error.errno == errno.EADDRINUSE:
+                break
+        else:
+            port = sockets[-1].getsockname()[1]
+    if failure is not None and (failure.errno == errno.EADDRINUSE or not sockets):
+        for each in sockets:
+            each.close()
         raise failure
+    return sockets
+
+
+def _bind_one(family: int, kind: int, protocol: int, address: tuple[str | int, ...]) -> socket.socket:
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address[0] == "::":  # every address, of both kinds, whatever this machine's default is
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound

@@ -48,11 +48,6 @@ def build_server(settings: Settings, state: WorkerState, pool: Executor, guard: 
     return server
 
 
-def build_health_server(settings: Settings, state: WorkerState) -> grpc.aio.Server:
-    """A server with health alone, for probes that cannot speak TLS; not bound or started yet."""
-    return _server_with_health(settings, state, None)[0]
-
-
 def build_admin_server(
     settings: Settings, state: WorkerState, control: Control, guard: Guard | None = None
 ) -> grpc.aio.Server:
