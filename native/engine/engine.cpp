@@ -29,7 +29,13 @@ constexpr auto kHeartbeat = std::chrono::milliseconds(500);
 
 Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
                const EngineOptions& options, const std::function<void(int)>& on_progress)
-    : backend_(make_backend(options.device, options.num_threads, options.compute_nice)),
+    : Engine(make_backend(options.device, options.num_threads, options.compute_nice), file, std::move(vocabulary),
+             std::move(stop_token_ids), options, on_progress) {}
+
+Engine::Engine(std::unique_ptr<Backend> backend, const gguf::File& file, std::vector<std::string> vocabulary,
+               std::vector<int32_t> stop_token_ids, const EngineOptions& options,
+               const std::function<void(int)>& on_progress)
+    : backend_(std::move(backend)),
       device_(backend_->device_info()),
       options_(resolve(options, device_)),
       faults_(options.faults),

@@ -74,6 +74,10 @@ class Engine {
  public:
   Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
          const EngineOptions& options, const std::function<void(int)>& on_progress);
+  // On a backend that is there, whatever options.device says.
+  Engine(std::unique_ptr<Backend> backend, const gguf::File& file, std::vector<std::string> vocabulary,
+         std::vector<int32_t> stop_token_ids, const EngineOptions& options,
+         const std::function<void(int)>& on_progress);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
