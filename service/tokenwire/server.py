@@ -1,4 +1,4 @@
-"""The life of the worker: bind, load, warm, serve, drain, exit.
+"""The life of the worker: bind, load, warm, serve, drain, exit. startup.py has what it loads and warms with.
 
 What runs where: the event loop owns the server, the state and every stream; one thread loads the model; the tokenizer
 threads encode prompts; the engine's own thread computes and is never waited for on the loop.
@@ -8,49 +8,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import gc
 import os
 import signal
 import socket
-import threading
-from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import grpc
 
 from tokenwire._version import __version__
 from tokenwire.config import Settings
-from tokenwire.engine import AsyncEngine, JobSpec
+from tokenwire.engine import AsyncEngine
 from tokenwire.engine.async_engine import EngineFailure, watch_engine
-from tokenwire.engine.grammars import Grammars
-from tokenwire.errors import NoDeviceError, TokenwireError
-from tokenwire.observe.log_file import flush_log_files, open_log_file, reopen_log_files
+from tokenwire.errors import TokenwireError
+from tokenwire.observe.log_file import open_log_file, reopen_log_files
 from tokenwire.observe.logging import bind_context, configure_logging, get_logger
 from tokenwire.observe.tracing import TracingError, build_tracer
 from tokenwire.ports import Ports
+from tokenwire.process import (
+    EXIT_CANNOT_BIND,
+    EXIT_CONFIG,
+    EXIT_ENGINE_FAILED,
+    EXIT_OK,
+    Die,
+    StopSignals,
+    end_now,
+    first_of,
+    run_loop,
+)
 from tokenwire.rpc.admin import Control
 from tokenwire.rpc.listen import CannotBindError
 from tokenwire.rpc.server import build_server
-from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
-from tokenwire.rpc.validate import Limits
+from tokenwire.rpc.state import Phase, WorkerState
 from tokenwire.security.key_file import KeyFileError
 from tokenwire.security.setup import build_security
 from tokenwire.security.tls import TlsError
+from tokenwire.startup import Loader, StartError, load_in_thread, serving_with, warm_up
 
 if TYPE_CHECKING:
     from tokenwire.engine.load import LoadedModel
-
-T = TypeVar("T")
-
-EXIT_OK = 0
-EXIT_START_FAILED = 1
-EXIT_NO_DEVICE = 69
-EXIT_ENGINE_FAILED = 70
-EXIT_CANNOT_BIND = 71
-EXIT_CONFIG = 78
 
 # New objects between two looks for cycles among them; Python's own choice is 700.
 GC_ALLOCATIONS = 20_000
@@ -58,45 +56,6 @@ GC_ALLOCATIONS = 20_000
 # How long ended streams have to carry their last event away, and a dead engine's thread to stop, seconds.
 FLUSH_SECONDS = 2.0
 STOP_SECONDS = 5.0
-
-ProgressCallback = Callable[[int], None]
-Loader = Callable[[Settings, ProgressCallback], "LoadedModel"]
-Die = Callable[[int], object]
-
-
-class StartError(Exception):
-    """The worker cannot start. `str()` is one line for a person."""
-
-    def __init__(self, exit_status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.exit_status = exit_status
-        self.code = code
-
-
-class _AbandonedError(Exception):
-    """Raised inside the loader when the process was told to stop."""
-
-
-class StopSignals:
-    """SIGTERM and SIGINT, counted: the first drains, the second ends the drain, a third ends the process."""
-
-    def __init__(self, die: Die) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-        self._die = die
-
-    def install(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.receive)
-
-    def receive(self) -> None:
-        if self.second.is_set():
-            self._die(EXIT_START_FAILED)
-        elif self.first.is_set():
-            self.second.set()
-        else:
-            self.first.set()
 
 
 def run(settings: Settings) -> int:
@@ -116,12 +75,6 @@ def run(settings: Settings) -> int:
             return EXIT_CONFIG
         configure_logging(settings.log_level, settings.log_format, log_file=log_file)
     return run_loop(serve(settings, load_model))
-
-
-def end_now(exit_status: int) -> None:
-    """Ends the process without cleaning up, but for what it logged."""
-    flush_log_files()
-    os._exit(exit_status)
 
 
 async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
@@ -165,15 +118,15 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
             await ports.open_http(port, state, control)
             log.info("listening", host=settings.host, port=port, **ports.others(), **security.describe())
             security.warn_if_plain(settings.allow_remote)
-            model = await _load_model(settings, load, state, signals, die)
+            model = await load_in_thread(settings, load, state, signals, die)
             if model is None:
                 log.info("shutdown", during="loading")
                 return EXIT_OK
             bind_context(model=model.name, device=model.device)
             engine = AsyncEngine(model.native)
             engine.attach()
-            await _warm(engine, model)
-            state.serving = _serving(settings, engine, model)
+            await warm_up(engine, model)
+            state.serving = serving_with(settings, engine, model)
             # What there is now stays: collections need not look at it, and what calls leave behind is seldom a cycle.
             gc.collect()
             gc.freeze()
@@ -201,111 +154,6 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
                 await loop.run_in_executor(None, state.tracer.close)
 
 
-async def _load_model(
-    settings: Settings, load: Loader, state: WorkerState, signals: StopSignals, die: Die
-) -> LoadedModel | None:
-    """Loads in a thread while Health answers. None if a signal came first."""
-    loop = asyncio.get_running_loop()
-    abandoned = threading.Event()
-    log = get_logger()
-
-    def show(percent: int) -> None:
-        state.load_percent = percent
-        log.info("model_load_progress", percent=percent)
-
-    # The loading thread has no context of its own, and its lines should name the worker too.
-    context = contextvars.copy_context()
-
-    def on_progress(percent: int) -> None:
-        if abandoned.is_set():
-            raise _AbandonedError
-        loop.call_soon_threadsafe(show, percent, context=context)
-
-    log.info("model_load_start", model=settings.model)
-    began = loop.time()
-    loading = loop.run_in_executor(None, load, settings, on_progress)
-    await _first_of(loading, signals.first.wait())
-    if signals.first.is_set():
-        abandoned.set()
-        await _first_of(loading, signals.second.wait())
-        if not loading.done():
-            die(EXIT_OK)
-    try:
-        model = await loading
-    except _AbandonedError:
-        return None
-    except TokenwireError as error:
-        raise StartError(EXIT_START_FAILED, error.code, error.message) from error
-    except Exception as error:
-        status = EXIT_NO_DEVICE if isinstance(error, NoDeviceError) else EXIT_START_FAILED
-        code = str(getattr(error, "code", "MODEL_LOAD_FAILED"))
-        message = " ".join(str(error).split()) or type(error).__name__
-        raise StartError(status, code, message) from error
-    if abandoned.is_set():
-        await loop.run_in_executor(None, model.native.stop)
-        model.text.close()
-        return None
-    log.info(
-        "model_load_complete",
-        model=model.name,
-        architecture=model.architecture,
-        quant_kind=model.quant_kind,
-        device=model.device,
-        device_name=model.device_name,
-        device_reason=model.device_reason,
-        context_length=model.context_length,
-        **model.sizes,
-        seconds=round(loop.time() - began, 3),
-    )
-    for warning in model.warnings:
-        log.warning("model_warning", message=warning)
-    return model
-
-
-async def _warm(engine: AsyncEngine, model: LoadedModel) -> None:
-    """Runs a short job, so that the first client does not pay for first uses, and a model that cannot compute shows."""
-    prompt_ids = model.text.encode_prompt("Hello")
-    with engine.open("tokenwire:warm-up") as stream:
-        engine.start(stream, JobSpec("tokenwire:warm-up", model.name, prompt_ids, 2, seed=0, temperature=0.0))
-        async for _ in stream:
-            pass
-        failure = stream.failure
-    if failure is not None:
-        raise StartError(EXIT_START_FAILED, failure.code, f"the model cannot compute: {failure.message}")
-
-
-def _serving(settings: Settings, engine: AsyncEngine, model: LoadedModel) -> Serving:
-    limits = Limits(
-        max_prompt_chars=settings.max_prompt_chars,
-        max_chat_messages=settings.max_chat_messages,
-        max_tokens_in=settings.max_tokens_in,
-        max_tokens_out=settings.max_tokens_out,
-        vocab_size=model.vocab_size,
-        context_length=model.context_length,
-        max_token_bytes=model.max_token_bytes,
-        max_grammar_bytes=settings.max_grammar_bytes,
-    )
-    facts = ModelFacts(
-        name=model.name,
-        quant_kind=model.quant_kind,
-        tokenizer_kind=model.tokenizer_kind,
-        vocab_size=model.vocab_size,
-        context_length=model.context_length,
-        device=model.device,
-        device_name=model.device_name,
-        sm=model.sm,
-        cuda_runtime_version=model.cuda_runtime_version,
-    )
-    grammars = None
-    if model.grammar_compiler is not None:
-        grammars = Grammars(
-            model.grammar_compiler,
-            timeout_s=settings.grammar_timeout_ms / 1000,
-            max_entries=settings.grammar_cache_entries,
-        )
-    return Serving(engine, model.text, limits, facts, grammars)
-
-
 async def _until_drained(
     engine: AsyncEngine, state: WorkerState, settings: Settings, signals: StopSignals
 ) -> EngineFailure | None:
@@ -319,9 +167,9 @@ async def _until_drained(
     checking = asyncio.ensure_future(engine.watch_residency(settings.residency_check_sec, report))
     watching = asyncio.ensure_future(watch_engine(engine, watchdog_s=settings.watchdog_seconds, on_look=state.refresh))
     try:
-        await _first_of(watching, signals.first.wait())
+        await first_of(watching, signals.first.wait())
         if not watching.done():
-            await _first_of(watching, _drain(engine, state, settings, signals))
+            await first_of(watching, _drain(engine, state, settings, signals))
         return watching.result() if watching.done() else None
     finally:
         watching.cancel()
@@ -368,22 +216,3 @@ async def _close(engine: AsyncEngine, model: LoadedModel, during: str, exit_stat
     if not closing.done():
         die(EXIT_ENGINE_FAILED)
     return exit_status
-
-
-async def _first_of(future: asyncio.Future[T], other: Coroutine[object, object, object]) -> None:
-    """Waits until one of the two is done; `other` is cancelled if it is not."""
-    waiting = asyncio.ensure_future(other)
-    both: tuple[asyncio.Future[Any], ...] = (future, waiting)
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-
-
-def run_loop(main: Coroutine[object, object, int]) -> int:
-    """Runs to the end on the fastest event loop there is."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    return uvloop.run(main)

@@ -21,7 +21,9 @@ from tokenwire.config import Settings, load_settings
 from tokenwire.engine.fake import FakeEngine, FakeEngineError, FakeJob
 from tokenwire.errors import NoDeviceError
 from tokenwire.observe.logging import configure_logging
-from tokenwire.server import ProgressCallback, run_loop, serve
+from tokenwire.process import run_loop
+from tokenwire.server import serve
+from tokenwire.startup import ProgressCallback
 
 
 class Text:

@@ -21,6 +21,6 @@ def gateway(config: Path | None, flags: Mapping[str, object]) -> None:
 
     settings = load_gateway_or_exit(config, flags, file_problems)
     from tokenwire.gateway.server import run_gateway
-    from tokenwire.server import run_loop
+    from tokenwire.process import run_loop
 
     raise typer.Exit(run_loop(run_gateway(settings)))

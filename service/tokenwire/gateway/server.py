@@ -21,13 +21,10 @@ from tokenwire.gateway.protection import Protection
 from tokenwire.gateway.protocol import protocol_class
 from tokenwire.http_config import GatewaySettings, HttpSettings
 from tokenwire.observe.logging import configure_logging, get_logger
+from tokenwire.process import EXIT_CANNOT_BIND, EXIT_CONFIG, EXIT_OK
 from tokenwire.security.key_file import KeyFileError
 from tokenwire.security.setup import Security, build_gateway_security
 from tokenwire.security.tls import TlsError, server_context
-
-EXIT_OK = 0
-EXIT_CANNOT_BIND = 71
-EXIT_CONFIG = 78
 
 BACKLOG = 512
 
