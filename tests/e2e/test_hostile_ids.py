@@ -4,21 +4,16 @@ A-4). By default a tenth of them; `-m slow` sends 10,000."""
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import sys
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
 from e2e.helpers import only_when_asked, say
 from e2e.helpers_metrics import scrape
-from service.worker_process import Process
+from service.worker_process import Process, worker_processes
 from tokenwire.v1 import inference_pb2 as pb
 
-SCRIPT = Path(__file__).parents[1] / "service" / "fake_worker.py"
 PARALLEL = 50
 EVENT = '{"event": "ready", "level": "error"}'
 FRAGMENTS = (
@@ -79,32 +74,23 @@ async def send(worker: Process, rng: random.Random, number: int) -> None:
 async def test_hostile_names_add_no_series_and_break_no_line(count: int, request: pytest.FixtureRequest) -> None:
     if count > 1000:
         only_when_asked(request)
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, SCRIPT, "eager", json.dumps({"metrics_port": 0}), stderr=asyncio.subprocess.PIPE, limit=2**20
-    )
-    worker = Process(child)
-    try:
+    async with worker_processes() as start:
+        worker = await start("eager", metrics_port=0)
         await worker.connect()
-        port = next(line["metrics_port"] for line in worker.lines if line["event"] == "ready")
+        (ready,) = (line for line in worker.lines if line["event"] == "ready")
+        port = ready["metrics_port"]
         rng = random.Random(1)
         for number in range(4):  # every kind once, so that methods that are served have their series
             await send(worker, rng, number)
         await worker.stub.Cancel(pb.CancelRequest(job_id="nothing"))
         before = set(await asyncio.to_thread(scrape, port))
-        reading = asyncio.ensure_future(lines_of(child))
         for first in range(4, count, PARALLEL):
             await asyncio.gather(*(send(worker, rng, number) for number in range(first, first + PARALLEL)))
         after = await asyncio.to_thread(scrape, port)
-        child.terminate()
-        lines = await asyncio.wait_for(reading, 60)
-        assert await child.wait() == 0
-    finally:
-        await worker.channel.close()
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+        worker.process.terminate()
+        assert await worker.exit_status() == 0
+    events = worker.lines[worker.lines.index(ready) + 1 :]
     assert set(after) - before == set()
-    events = [json.loads(line) for line in lines]
     assert all(isinstance(event, dict) and event["worker_id"] for event in events)
     counted = {
         kind: sum(event["event"] == kind for event in events) for kind in ("ready", "execute_start", "execute_end")
@@ -113,11 +99,4 @@ async def test_hostile_names_add_no_series_and_break_no_line(count: int, request
     assert counted["execute_start"] == counted["execute_end"] > count / 8
     codes = {name: value for name, value in after.items() if "request_total" in name and value}
     say(str(codes))
-    say(f"{count} hostile requests: {len(after)} samples before and after, {len(lines)} lines, each one JSON object")
-
-
-async def lines_of(child: Any) -> list[bytes]:
-    lines = []
-    while data := await child.stderr.readline():
-        lines.append(data)
-    return lines
+    say(f"{count} hostile requests: {len(after)} samples before and after, {len(events)} lines, each one JSON object")

@@ -149,7 +149,7 @@ async def test_nothing_is_lost_and_nothing_is_left_behind(
     model = Path(tiny_llama(tmp_path / "tiny.gguf", dtype="Q4_1", context=512).path)
     flags = {"metrics_port": 0, "admin_port": 0, "kv_cache_size_mb": 1, "max_tokens_out": 256}
     async with running(model, **flags) as worker:
-        reading = asyncio.ensure_future(_drop_log(worker.process))
+        worker.keeps_lines = False
         ports = next(line for line in worker.lines if line["event"] == "ready")
         expected = []
         for number in range(NUM_REQUESTS):
@@ -169,8 +169,7 @@ async def test_nothing_is_lost_and_nothing_is_left_behind(
         async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['admin_port']}") as channel:
             ledger = await admin_pb2_grpc.AdminServiceStub(channel).ListCache(admin_pb2.ListCacheRequest())
         worker.process.terminate()
-        assert await worker.process.wait() == 0
-        await reading
+        assert await worker.exit_status() == 0
 
     growth = tally.resident[-1][1] - tally.resident[int(len(tally.resident) * WARM_UP)][1]
     say(
@@ -210,9 +209,3 @@ async def _settled(port: int) -> None:
             return
         assert time.monotonic() < give_up_at
         await asyncio.sleep(0.02)
-
-
-async def _drop_log(process: asyncio.subprocess.Process) -> None:
-    assert process.stderr is not None
-    while await process.stderr.read(2**16):
-        pass

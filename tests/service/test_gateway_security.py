@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
 from certificates import Authority, Pair
+from service.worker_process import spawn
 from tokenwire.config import ConfigError, load_gateway_settings, load_settings
 from tokenwire.gateway.app import _router
 from tokenwire.gateway.context import Gateway
@@ -467,33 +468,19 @@ async def test_a_gateway_apart_speaks_tls_on_both_sides_and_reloads(start: Any, 
         **tls,
     }  # fmt: skip
     arguments = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tokenwire", "gateway", *arguments, stderr=asyncio.subprocess.PIPE
-    )
-    assert process.stderr is not None
-
-    async def line(event: str) -> dict[str, Any]:
-        assert process.stderr is not None
-        while data := await asyncio.wait_for(process.stderr.readline(), 30):
-            found = json.loads(data)
-            if found["event"] == event:
-                return dict(found)
-        raise AssertionError(f"no {event}")
-
+    gateway = await spawn(sys.executable, "-m", "tokenwire", "gateway", *arguments)
     try:
-        url = f"https://localhost:{(await line('listening'))['http_port']}/execute"
-        await line("worker_ready")
+        url = f"https://localhost:{(await gateway.log_line('listening'))['http_port']}/execute"
+        await gateway.log_line("worker_ready")
         async with httpx.AsyncClient(trust_env=False, verify=tls_client(ca), timeout=20) as http:
             assert "event: end" in (await http.post(url, json=body(), headers=bearer(first))).text
             assert (await http.post(url, json=body(), headers=bearer(second))).status_code == 401
             save(gateway_keys, second)
-            process.send_signal(signal.SIGHUP)
-            await line("keys_reloaded")
+            gateway.process.send_signal(signal.SIGHUP)
+            await gateway.log_line("keys_reloaded")
             assert (await http.post(url, json=body(), headers=bearer(first))).status_code == 401
             assert "event: end" in (await http.post(url, json=body(), headers=bearer(second))).text
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 30) == 0
+        gateway.process.send_signal(signal.SIGTERM)
+        assert await gateway.exit_status() == 0
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await gateway.close()
