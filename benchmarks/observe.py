@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import statistics
@@ -58,13 +59,12 @@ async def measure(args: argparse.Namespace) -> None:
         await one_run(args, target, 0)  # warms both sides
         for run in range(args.runs):
             for scraped in (False, True):
-                scraping = None
-                if scraped:
-                    scraping = asyncio.ensure_future(scrape(metrics_port, args.scrape_seconds, scrapes_ms))
+                over = asyncio.Event()
+                scraping = scrape(metrics_port, args.scrape_seconds, scrapes_ms, over) if scraped else asyncio.sleep(0)
+                watching = asyncio.ensure_future(scraping)
                 rates[scraped].append(await one_run(args, target, 1 + 2 * run + scraped))
-                if scraping is not None:
-                    scraping.cancel()
-                    await asyncio.gather(scraping, return_exceptions=True)
+                over.set()
+                await watching
         if args.runs:
             calm, watched = (statistics.median(rates[side]) for side in (False, True))
             every = f"scraped every {args.scrape_seconds:g} s"
@@ -111,16 +111,19 @@ async def one_run(args: argparse.Namespace, target: str, run: int, requests: int
     return tokens / elapsed_s
 
 
-async def scrape(port: int, every_s: float, took_ms: list[float]) -> None:
+async def scrape(port: int, every_s: float, took_ms: list[float], over: asyncio.Event) -> None:
+    """Scrapes at once and then in turns; the last one ends before this does."""
+
     def once() -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
             page.read()
 
-    while True:
+    while not over.is_set():
         began = time.perf_counter()
         await asyncio.to_thread(once)
         took_ms.append((time.perf_counter() - began) * 1000)
-        await asyncio.sleep(every_s)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(over.wait(), every_s)
 
 
 async def probes(args: argparse.Namespace, purpose: str, target: str, address: str, *options: str) -> None:

@@ -173,7 +173,7 @@ def test_checks_are_answered_while_python_can_do_nothing() -> None:
 
 
 def test_what_was_published_too_long_ago_is_not_believed() -> None:
-    server, port = serve_natively(stale_after_ms=1000)
+    server, port = serve_natively(stale_after_ms=4000)
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(question(""), timeout=20)
