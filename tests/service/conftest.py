@@ -27,6 +27,7 @@ from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState
 from tokenwire.rpc.validate import Limits
 from tokenwire.security.guard import Guard
 from tokenwire.security.setup import Security
+from tokenwire.security.tls import CertificateSource
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc
 
@@ -68,7 +69,7 @@ class FakeText:
 
 @dataclass
 class Worker:
-    """A running server and a client of it."""
+    """A running server, a client of it, and the guard between them."""
 
     fake: FakeEngine
     text: FakeText
@@ -79,6 +80,7 @@ class Worker:
     channel: grpc.aio.Channel
     stub: Any
     health: Any
+    guard: Guard | None
 
     @property
     def target(self) -> str:
@@ -128,6 +130,7 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             channel,
             inference_pb2_grpc.InferenceStub(channel),
             health_pb2_grpc.HealthStub(channel),
+            guard,
         )
         running.append((worker, pool))
         return worker
@@ -148,6 +151,17 @@ async def start_worker() -> AsyncIterator[StartWorker]:
 async def worker(start_worker: StartWorker) -> Worker:
     started: Worker = await start_worker()
     return started
+
+
+@pytest.fixture
+def start_guarded(start_worker: StartWorker, keys: Keys) -> StartWorker:
+    """Starts a worker that lets the callers of `keys` in; the options are its guard's."""
+
+    async def start(**options: Any) -> Worker:
+        started: Worker = await start_worker(guard=Guard(keys.path, **options))
+        return started
+
+    return start
 
 
 def request(job_id: str = "job-1", **fields: Any) -> pb.ExecuteRequest:
@@ -214,6 +228,31 @@ async def gateway(worker: Worker, start_gateway: StartGateway) -> Gateway:
     """A gateway in front of `worker`."""
     started: Gateway = await start_gateway(worker.target)
     return started
+
+
+@pytest.fixture
+def start_both(start_worker: StartWorker, start_gateway: StartGateway, keys: Keys) -> StartGateway:
+    """Starts a worker and an HTTP port of one guard, as `serve --http-port` has them; it lets those of `keys` in."""
+
+    async def start(
+        guard: Guard | None = None, certificates: CertificateSource | None = None, *, verify: Any = True, **options: Any
+    ) -> tuple[Worker, Gateway]:
+        guard = guard or Guard(keys.path, **options)
+        worker = await start_worker(guard=guard)
+        return worker, await start_gateway(worker.target, security=Security(guard, certificates), verify=verify)
+
+    return start
+
+
+@pytest.fixture
+def start_two(start_guarded: StartWorker, start_gateway: StartGateway) -> StartGateway:
+    """Starts two workers that let the callers of `keys` in, and a gateway in front of them."""
+
+    async def start() -> tuple[list[Worker], Gateway]:
+        workers = [await start_guarded() for _ in range(2)]
+        return workers, await start_gateway(*(worker.target for worker in workers))
+
+    return start
 
 
 @pytest.fixture(name="request_of")

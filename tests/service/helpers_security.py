@@ -45,8 +45,33 @@ class Keys:
         write_keys(self.path, self.ring)
 
 
+class FakeClock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def save(path: Path, *keys: NewKey) -> Path:
+    """Makes a file of exactly these keys."""
+    write_keys(path, KeyRing(key.record for key in keys))
+    return path
+
+
 def bearer(new: NewKey) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {new.text}"),)
+
+
+def execute(worker: Any, key: NewKey, job_id: str = "job-1", **fields: Any) -> Any:
+    """A call in a key's name."""
+    return worker.stub.Execute(pb.ExecuteRequest(job_id=job_id, **{"prompt": "Hello", **fields}), metadata=bearer(key))
+
+
+async def started(worker: Any, key: NewKey, job_id: str = "job-1", **fields: Any) -> Any:
+    """A call in a key's name whose job runs."""
+    call = execute(worker, key, job_id, **fields)
+    assert (await call.read()).HasField("started")
+    return call
 
 
 async def failure_of(call: Any) -> grpc.aio.AioRpcError:

@@ -9,8 +9,8 @@ import grpc
 import httpx
 import pytest
 
-from tokenwire.security.key_file import write_keys
-from tokenwire.security.keys import KeyRing, create_key
+from service.helpers_security import save
+from tokenwire.security.keys import create_key
 from tokenwire.security.principal import Scope
 from tokenwire.v1 import admin_pb2, admin_pb2_grpc
 
@@ -37,9 +37,8 @@ async def test_without_keys_it_takes_an_admin_port(start: Any) -> None:
 
 
 async def test_with_keys_both_ways_take_the_scope_admin(start: Any, tmp_path: Path) -> None:
-    file = tmp_path / "keys.json"
     user, admin = create_key("user"), create_key("admin", frozenset(Scope))
-    write_keys(file, KeyRing([user.record, admin.record]))
+    file = save(tmp_path / "keys.json", user, admin)
     process = await start("eager", http_port=0, admin_port=0, api_keys_file=str(file))
     ready = await process.log_line("ready")
     assert (await post(process)).status_code == 401

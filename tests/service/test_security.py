@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.helpers_security import Keys, bearer, details, failure_of, run_to_end
+from service.helpers_security import Keys, bearer, details, execute, failure_of, run_to_end
 from tokenwire.security.guard import Guard
 from tokenwire.security.keys import create_key
 from tokenwire.security.principal import Scope
@@ -24,10 +24,10 @@ DAY_S = 86400
 
 
 async def test_with_keys_nothing_answers_without_one_but_health(
-    start_worker: Any, keys: Keys, request_of: Request
+    start_guarded: Any, keys: Keys, request_of: Request
 ) -> None:
     new = keys.add()
-    worker = await start_worker(guard=Guard(keys.path))
+    worker = await start_guarded()
     error = await failure_of(worker.stub.Execute(request_of()))
     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
     assert details(error, error_details_pb2.ErrorInfo).reason == "UNAUTHENTICATED"
@@ -39,15 +39,15 @@ async def test_with_keys_nothing_answers_without_one_but_health(
     assert worker.fake.jobs == []
 
     worker.fake.eager = True
-    assert (await run_to_end(worker.stub.Execute(request_of(), metadata=bearer(new))))[-1].HasField("end")
+    assert (await run_to_end(execute(worker, new)))[-1].HasField("end")
     events = await run_to_end(worker.stub.Execute(request_of(), metadata=(("x-api-key", new.text),)))
     assert events[-1].HasField("end")
     lower = (("authorization", f"bearer {new.text}"),)
     assert (await run_to_end(worker.stub.Execute(request_of(), metadata=lower)))[-1].HasField("end")
 
 
-async def test_an_empty_file_of_keys_lets_nobody_in(start_worker: Any, keys: Keys, request_of: Request) -> None:
-    worker = await start_worker(guard=Guard(keys.path))
+async def test_an_empty_file_of_keys_lets_nobody_in(start_guarded: Any, request_of: Request) -> None:
+    worker = await start_guarded()
     assert (await failure_of(worker.stub.Execute(request_of()))).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -60,12 +60,12 @@ async def test_an_open_worker_ignores_credentials(start_worker: Any, request_of:
 
 
 async def test_r14_every_wrong_credential_gets_the_same_answer(
-    start_worker: Any, keys: Keys, request_of: Request
+    start_guarded: Any, keys: Keys, request_of: Request
 ) -> None:
     """R14: no key, a wrong one and an expired one cannot be told apart by the text."""
     new = keys.add()
     over = keys.add("over", expires_at=datetime.fromtimestamp(DAY_S, timezone.utc))
-    worker = await start_worker(guard=Guard(keys.path))
+    worker = await start_guarded()
     sent: list[tuple[tuple[str, str], ...]] = [
         (),
         bearer(over),
@@ -91,11 +91,11 @@ async def test_r14_every_wrong_credential_gets_the_same_answer(
 
 @pytest.mark.parametrize("places", ["authorization authorization", "x-api-key x-api-key", "authorization x-api-key"])
 async def test_r13_more_than_one_credential_is_ambiguous(
-    start_worker: Any, keys: Keys, request_of: Request, places: str
+    start_guarded: Any, keys: Keys, request_of: Request, places: str
 ) -> None:
     """R13: even two right ones."""
     new = keys.add()
-    worker = await start_worker(guard=Guard(keys.path))
+    worker = await start_guarded()
     text = {"authorization": f"Bearer {new.text}", "x-api-key": new.text}
     error = await failure_of(
         worker.stub.Execute(request_of(), metadata=tuple((name, text[name]) for name in places.split()))
@@ -133,10 +133,10 @@ ALLOWED = {
 }
 
 
-async def test_r15_every_method_answers_only_whom_it_may(start_worker: Any, keys: Keys) -> None:
+async def test_r15_every_method_answers_only_whom_it_may(start_guarded: Any, keys: Keys) -> None:
     """R15, and deny by default: all methods that reflection knows, with four kinds of credential, against a table."""
     user, admin = keys.add("user"), keys.add("admin", *Scope)
-    worker = await start_worker(guard=Guard(keys.path))
+    worker = await start_guarded()
     wrong = (("x-api-key", create_key("x").text),)
     credentials = {"-": (), "w": wrong, "u": bearer(user), "a": bearer(admin)}
     pool = reflection_pb2_grpc.ServerReflectionStub(worker.channel)
@@ -196,17 +196,17 @@ async def status_of(worker: Any, method: str, metadata: Any) -> grpc.StatusCode:
     ],
 )
 async def test_a_scope_that_a_key_lacks_is_denied(
-    start_worker: Any, keys: Keys, scopes: tuple[Scope, ...], method: str, message: Any
+    start_guarded: Any, keys: Keys, scopes: tuple[Scope, ...], method: str, message: Any
 ) -> None:
     new = keys.add("k", *scopes)
-    worker = await start_worker(guard=Guard(keys.path))
+    worker = await start_guarded()
     error = await failure_of(getattr(worker.stub, method)(message, metadata=bearer(new)))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
     assert details(error, error_details_pb2.ErrorInfo).reason == "PERMISSION_DENIED"
 
 
-async def test_a_refusal_does_not_wait_for_the_message(start_worker: Any, keys: Keys) -> None:
+async def test_a_refusal_does_not_wait_for_the_message(start_guarded: Any) -> None:
     """A caller without a key costs no message, however large or slow: the answer comes before the first byte."""
-    worker = await start_worker(guard=Guard(keys.path))
+    worker = await start_guarded()
     call = worker.channel.stream_stream(EXECUTE, None, None)()
     assert (await failure_of(call)).code() is grpc.StatusCode.UNAUTHENTICATED

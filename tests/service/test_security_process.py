@@ -15,14 +15,10 @@ import grpc
 import pytest
 
 from certificates import Authority
+from service.helpers_security import save
 from tokenwire.client import AsyncClient, TokenwireRpcError, channel_credentials
 from tokenwire.observe.refusals import MAX_LINES_PER_SECOND
-from tokenwire.security.key_file import write_keys
-from tokenwire.security.keys import KeyRing, NewKey, create_key
-
-
-def save(path: Path, *keys: NewKey) -> None:
-    write_keys(path, KeyRing(key.record for key in keys))
+from tokenwire.security.keys import NewKey, create_key
 
 
 async def code_of(client: AsyncClient) -> str:
