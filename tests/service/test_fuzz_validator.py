@@ -20,8 +20,9 @@ from tokenwire.engine.grammars import find_grammar_compiler
 from tokenwire.errors import TokenwireError
 from tokenwire.rpc import convert, status
 from tokenwire.rpc.boundary import _guarded_deserializer, _Malformed, _require_parsed
+from tokenwire.rpc.context import fit_context
 from tokenwire.rpc.response_format import ResponseFormat, check_format, grammar_text
-from tokenwire.rpc.validate import Limits, check_request, fit_context
+from tokenwire.rpc.validate import Limits, check_request
 from tokenwire.v1 import inference_pb2 as pb
 
 LIMITS = Limits(

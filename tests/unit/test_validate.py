@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from tokenwire.bounds import MAX_LOGIT_BIASES, RULES, Rule, markdown_tables
 from tokenwire.config import load_settings
 from tokenwire.errors import TokenwireError
+from tokenwire.rpc.context import fit_context
 from tokenwire.rpc.response_format import ResponseFormat
-from tokenwire.rpc.validate import Limits, RawRequest, check_request, fit_context
+from tokenwire.rpc.validate import Limits, RawRequest, check_request
 
 DOCS = Path(__file__).parents[2] / "docs" / "limits.md"
 LIMITS = Limits(

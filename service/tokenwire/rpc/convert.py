@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from tokenwire.bounds import MAX_LOGIT_BIASES, MAX_STOPS, RULES
 from tokenwire.engine import CancelOutcome, CancelResult
 from tokenwire.errors import TokenwireError
+from tokenwire.rpc.context import check_prompt_length
 from tokenwire.rpc.response_format import ResponseFormat
 from tokenwire.rpc.state import WorkerState
-from tokenwire.rpc.validate import Limits, RawRequest, check_prompt_length
+from tokenwire.rpc.validate import Limits, RawRequest
 from tokenwire.v1 import inference_pb2 as pb
 
 _CANCEL_OUTCOMES = {

@@ -20,12 +20,13 @@ from tokenwire.observe.logging import bind_context, get_logger
 from tokenwire.observe.metrics import DISCONNECTED, OK
 from tokenwire.rpc import convert
 from tokenwire.rpc.boundary import Context, is_past_deadline, time_remaining
+from tokenwire.rpc.context import fit_context
 from tokenwire.rpc.detached import DetachedJobs, DetachLimits
 from tokenwire.rpc.layers import Registry
 from tokenwire.rpc.observed import JobObserver
 from tokenwire.rpc.response_format import compile_format
 from tokenwire.rpc.state import SERVICE_NAME, Serving, WorkerState
-from tokenwire.rpc.validate import RawRequest, check_attach, check_job_id, check_request, fit_context
+from tokenwire.rpc.validate import RawRequest, check_attach, check_job_id, check_request
 from tokenwire.security.admission import current_admission, revoked_error
 from tokenwire.text.errors import TextError
 from tokenwire.v1 import inference_pb2 as pb

@@ -21,7 +21,7 @@ from tokenwire.bounds import (
     ROLES,
     RULES,
 )
-from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
+from tokenwire.errors import FieldViolation, invalid_request
 from tokenwire.rpc.response_format import ResponseFormat, check_format
 
 # Violations beyond this many in one list are not collected: a status carries fewer anyway.
@@ -81,7 +81,7 @@ def check_request(
     count_tokens: Callable[[str], int],
     also: Iterable[FieldViolation] = (),
 ) -> None:
-    """Checks everything but the fit into the context, and whether a response format can be compiled.
+    """Checks everything but the fit into the context (context.py), and whether a response format can be compiled.
 
     Args:
         count_tokens: tokens of a text by the model's tokenizer; called on stop strings only, once they are known short.
@@ -127,44 +127,8 @@ def check_attach(job_id: str, attach_token: str) -> None:
         raise invalid_request(violations)
 
 
-def fit_context(num_prompt_tokens: int, max_tokens: int | None, limits: Limits, input_field: str) -> int:
-    """The number of tokens to generate, at most, so that prompt and answer fit the context.
-
-    Args:
-        input_field: which field held the prompt.
-
-    Raises:
-        TokenwireError: INVALID_REQUEST for a prompt without tokens; CONTEXT_LENGTH_EXCEEDED with limit and actual.
-    """
-    if num_prompt_tokens == 0:
-        raise invalid_request([_empty(input_field)])
-    if limits.max_tokens_in and num_prompt_tokens > limits.max_tokens_in:
-        raise _too_long(f"the prompt has {num_prompt_tokens} tokens", limits.max_tokens_in, num_prompt_tokens)
-    wanted = max_tokens if max_tokens is not None else 1
-    total = num_prompt_tokens + wanted
-    if total > limits.context_length:
-        what = f"{num_prompt_tokens} prompt tokens and {wanted} to generate"
-        raise _too_long(what, limits.context_length, total)
-    if max_tokens is not None:
-        return max_tokens
-    return min(limits.max_tokens_out, limits.context_length - num_prompt_tokens)
-
-
-def check_prompt_length(num_prompt_tokens: int, limits: Limits) -> None:
-    """Refuses a prompt of token ids that is beyond the context before anything looks at the ids.
-
-    Raises:
-        TokenwireError: CONTEXT_LENGTH_EXCEEDED.
-    """
-    if num_prompt_tokens >= limits.context_length:
-        raise _too_long(f"{num_prompt_tokens} prompt tokens", limits.context_length, num_prompt_tokens + 1)
-
-
-def _too_long(what: str, limit: int, actual: int) -> TokenwireError:
-    return TokenwireError("CONTEXT_LENGTH_EXCEEDED", f"{what} exceed the limit of {limit}", limit=limit, actual=actual)
-
-
-def _empty(name: str) -> FieldViolation:
+def empty_prompt(name: str) -> FieldViolation:
+    """For the field of a prompt that holds nothing."""
     return FieldViolation(name, "PROMPT_EMPTY", "non_empty", "must not be empty")
 
 
@@ -195,7 +159,7 @@ def _check_input(request: RawRequest, limits: Limits) -> Iterator[FieldViolation
             yield FieldViolation(name, "ONE_OF", "one_of(prompt, prompt_tokens, chat)", "give exactly one input")
     if request.prompt is not None:
         if not request.prompt:
-            yield _empty("prompt")
+            yield empty_prompt("prompt")
         yield from _check_chars("prompt", len(request.prompt), limits)
     if request.prompt_tokens is not None:
         yield from _check_token_ids(request.prompt_tokens, limits)
@@ -213,7 +177,7 @@ def _check_chars(name: str, chars: int, limits: Limits) -> Iterator[FieldViolati
 
 def _check_token_ids(ids: Sequence[int], limits: Limits) -> Iterator[FieldViolation]:
     if not ids:
-        yield _empty("prompt_tokens")
+        yield empty_prompt("prompt_tokens")
     elif max(ids) >= limits.vocab_size or min(ids) < 0:
         wrong = [(place, token) for place, token in enumerate(ids) if not 0 <= token < limits.vocab_size]
         for place, token in wrong[:_MAX_PER_LIST]:
@@ -222,7 +186,7 @@ def _check_token_ids(ids: Sequence[int], limits: Limits) -> Iterator[FieldViolat
 
 def _check_chat(chat: Sequence[tuple[str, str]], limits: Limits) -> Iterator[FieldViolation]:
     if not chat:
-        yield _empty("chat.messages")
+        yield empty_prompt("chat.messages")
     if len(chat) > limits.max_chat_messages:
         yield _too_many("chat.messages", limits.max_chat_messages)
         return

