@@ -15,6 +15,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 
+from service.helpers_attach import WORDS
 from service.helpers_security import Keys
 from service.worker_process import worker_processes
 from tokenwire.config import Settings, load_settings
@@ -221,6 +222,16 @@ async def start_gateway() -> AsyncIterator[StartGateway]:
     for gateway in running:
         await gateway.http.aclose()
         await gateway.server.stop(1)
+
+
+@pytest.fixture
+async def detaching(start_worker: StartWorker) -> StartWorker:
+    """Starts a worker whose detached jobs follow these settings."""
+
+    async def start(**settings: Any) -> Any:
+        return await start_worker(fake=FakeEngine(WORDS), settings=load_settings(settings, environ={}))
+
+    return start
 
 
 @pytest.fixture

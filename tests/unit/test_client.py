@@ -14,7 +14,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2
 
-from scripted_worker import TIMEOUT_S, Worker, refuse, running_worker, until_cancelled
+from scripted_worker import TIMEOUT_S, Worker, refuse, until_cancelled
 from tokenwire.client import (
     AsyncClient,
     CancelResult,
@@ -40,12 +40,6 @@ HAPPY_EVENTS: list[Event] = [
     Metrics(3, 3, 0, 0.0, 0.0, 1.5, 0.0, 100.0),
     End(3, 20, "eos", "", "d"),
 ]
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with running_worker() as worker:
-        yield worker
 
 
 @pytest.fixture

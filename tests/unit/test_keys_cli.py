@@ -8,13 +8,13 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from scripted_worker import Worker, running_worker
+from scripted_worker import Worker
 from tokenwire.cli.connection import connect
 from tokenwire.cli.main import main
 from tokenwire.security.key_file import read_keys, write_keys
@@ -48,12 +48,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Result(int(caught.value.code or 0), captured.out, captured.err)
 
     return run
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with running_worker() as worker:
-        yield worker
 
 
 def test_a_key_is_made_listed_and_revoked(run: Run, tmp_path: Path) -> None:
