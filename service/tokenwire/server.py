@@ -1,7 +1,8 @@
 """The life of the worker: bind, load, warm, serve, drain, exit. startup.py has what it loads and warms with.
 
 What runs where: the event loop owns the server, the state and every stream; one thread loads the model; the tokenizer
-threads encode prompts; the engine's own thread computes and is never waited for on the loop.
+threads encode prompts; the engine's own thread computes and is never waited for on the loop; that of the health port
+answers probes.
 """
 
 from __future__ import annotations

@@ -88,9 +88,12 @@ async def test_unset_differs_from_zero(worker: Any, request_of: Request) -> None
 
 async def test_an_absent_seed_is_drawn_anew_each_time(worker: Any, request_of: Request) -> None:
     worker.fake.eager = True
-    for n in range(3):
+    for n in range(30):
         await collect(worker.stub.Execute(request_of(f"job-{n}")))
-    assert len({job.spec["seed"] for job in worker.fake.jobs}) == 3
+    seeds = {job.spec["seed"] for job in worker.fake.jobs}
+    assert len(seeds) == 30
+    # JavaScript's numbers hold them, and nearly all of that range is used.
+    assert 2**45 < max(seeds) < 2**53
 
 
 async def test_the_full_seed_range_is_accepted(worker: Any, request_of: Request) -> None:

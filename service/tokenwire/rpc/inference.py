@@ -33,6 +33,9 @@ from tokenwire.v1 import inference_pb2 as pb
 
 T = TypeVar("T")
 
+# A seed that we draw survives a client that keeps JSON numbers as JavaScript does.
+DRAWN_SEED_BITS = 53
+
 
 class InferenceServicer:
     """Handlers of the service.
@@ -175,7 +178,7 @@ class InferenceServicer:
             model=serving.facts.name,
             prompt_ids=prompt_ids,
             max_tokens=fit_context(len(prompt_ids), raw.max_tokens, serving.limits, input_field),
-            seed=secrets.randbits(64) if raw.seed is None else raw.seed,
+            seed=secrets.randbits(DRAWN_SEED_BITS) if raw.seed is None else raw.seed,
             temperature=default(raw.temperature, 1.0),
             top_p=default(raw.top_p, 1.0),
             top_k=raw.top_k or 0,
