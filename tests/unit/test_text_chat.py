@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 
 from tokenwire.text import ChatTemplate, ChatTemplateError, TextPipeline, Tokenizer
 from tokenwire.text.renderer import MAX_TEMPLATE_CHARS, TemplateRenderer
-from tokenwire.text.tokenizer import Parts, TokenType
+from tokenwire.text.vocabulary import Parts, TokenType
 
 CONTROL = ["<|bos|>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 # The byte-level alphabet: a token for every byte, so that ids tell text exactly.

@@ -10,7 +10,8 @@ from tokenwire.text.errors import (
 )
 from tokenwire.text.metadata import Metadata
 from tokenwire.text.pipeline import TextPipeline, find_tokenizer_json, load_text, load_tokenizer
-from tokenwire.text.tokenizer import Tokenizer, TokenizerKind
+from tokenwire.text.tokenizer import Tokenizer
+from tokenwire.text.vocabulary import TokenizerKind
 
 __all__ = [
     "ROLES",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tokenwire.text.errors import TokenizerError
 from tokenwire.text.metadata import Metadata, get_bool, get_ints, get_str, get_strings, get_token_id
 from tokenwire.text.pre_tokenizers import pre_tokenizer_by_name
-from tokenwire.text.tokenizer import Parts, Tokenizer, TokenType, token_type_by_name
+from tokenwire.text.tokenizer import Tokenizer
+from tokenwire.text.vocabulary import Parts, TokenType, token_type_by_name
 
 _TYPES = {
     1: TokenType.NORMAL,

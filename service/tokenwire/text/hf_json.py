@@ -14,7 +14,8 @@ from tokenwire.text.errors import TokenizerError, UnsupportedTokenizerError
 from tokenwire.text.gguf_bpe import end_ids
 from tokenwire.text.metadata import Metadata, get_bool, get_strings, get_token_id
 from tokenwire.text.pre_tokenizers import normalizer_is_nfc, pre_tokenizer_from_json
-from tokenwire.text.tokenizer import MAX_VOCAB_SIZE, Parts, Tokenizer, TokenType, split_merges
+from tokenwire.text.tokenizer import Tokenizer
+from tokenwire.text.vocabulary import MAX_VOCAB_SIZE, Parts, TokenType, split_merges
 
 MAX_FILE_BYTES = 128 << 20
 MAX_ADDED_TOKEN_CHARS = 1024

@@ -11,7 +11,8 @@ from tokenwire.text.gguf_bpe import load_gguf_bpe
 from tokenwire.text.hf_json import load_hf_json
 from tokenwire.text.metadata import Metadata, get_str
 from tokenwire.text.pre_tokenizers import PRE_TOKENIZERS
-from tokenwire.text.tokenizer import Tokenizer, TokenizerKind
+from tokenwire.text.tokenizer import Tokenizer
+from tokenwire.text.vocabulary import TokenizerKind
 
 
 def load_tokenizer(metadata: Metadata, tokenizer_json: Path | None = None, *, deferred: bool = False) -> Tokenizer:

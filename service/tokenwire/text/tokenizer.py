@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-import enum
-import itertools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 from tokenizers import AddedToken, models, normalizers
 from tokenizers import Tokenizer as Backend
-from tokenizers.pre_tokenizers import PreTokenizer
 
 from tokenwire.text.errors import InvalidTextError, TokenizerError
-
-TokenizerKind = Literal["gguf-bpe", "gguf-spm", "hf-json"]
-
-MAX_VOCAB_SIZE = 1 << 22
-MAX_TOKEN_BYTES = 1 << 14
-
-END_OF_GENERATION_NAMES = frozenset(
-    {
-        "<|im_end|>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|eot|>",
-        "<|end|>",
-        "<|return|>",
-        "<end_of_turn>",
-        "<eos>",
-        "</s>",
-        "<｜end▁of▁sentence｜>",
-    }
-)
-"""Control tokens that end a generation in every model that has them."""
-
-
-class TokenType(enum.Enum):
-    """What a token is for."""
-
-    NORMAL = "normal"
-    """Text, spelled in the byte-level alphabet."""
-    CONTROL = "control"
-    """A marker: stands for no text, and no text of a user becomes it."""
-    USER_DEFINED = "user_defined"
-    """Text that is always one token, spelled as it is."""
-    UNUSED = "unused"
-    """Padding of the vocabulary."""
-
-
-@dataclass(slots=True)
-class Parts:
-    """What a file says about its tokenizer, checked only for types; `Tokenizer` checks the rest.
-
-    Attributes:
-        tokens: by id.
-        types: by id.
-        merges: pairs, the most urgent first.
-        unsplit_merges: the same written as `left right`, in `merges`' place.
-        eos_ids: tokens that the file names as ends of a generation.
-        lstrip, rstrip: control tokens that swallow the white space before and after them.
-    """
-
-    kind: TokenizerKind
-    tokens: list[str]
-    types: list[TokenType]
-    merges: list[tuple[str, str]]
-    pre_tokenizer: PreTokenizer
-    nfc: bool = False
-    ignore_merges: bool = False
-    add_bos: bool = False
-    bos_id: int | None = None
-    eos_id: int | None = None
-    eos_ids: frozenset[int] = frozenset()
-    lstrip: frozenset[int] = frozenset()
-    rstrip: frozenset[int] = frozenset()
-    warnings: list[str] = field(default_factory=list)
-    unsplit_merges: Sequence[str] = ()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters: printable Latin-1 is itself, the rest follows from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTES_AS_LATIN1 = str.maketrans(
-    # Latin-1 characters outside the alphabet must not pass as bytes; U+0100 makes the encoding fail.
-    dict.fromkeys(map(chr, range(0x80, 0x100)), "\u0100") | {char: chr(byte) for char, byte in _byte_alphabet().items()}
+from tokenwire.text.vocabulary import (
+    END_OF_GENERATION_NAMES,
+    Parts,
+    TokenizerKind,
+    TokenType,
+    check_merges,
+    check_vocabulary,
+    split_merges,
+    vocabulary_bytes,
 )
 
 
@@ -115,7 +41,7 @@ class Tokenizer:
     """
 
     def __init__(self, parts: Parts, *, deferred: bool = False) -> None:
-        _check_vocabulary(parts)
+        check_vocabulary(parts)
         if parts.add_bos and parts.bos_id is None:
             raise TokenizerError("bos_missing", "prompts begin with the BOS token, but the file names none")
         self.kind: TokenizerKind = parts.kind
@@ -129,7 +55,7 @@ class Tokenizer:
         named = {token_id for name, token_id in self._control_ids.items() if name in END_OF_GENERATION_NAMES}
         eos = {parts.eos_id} if parts.eos_id is not None else set()
         self.stop_token_ids = sorted(named | parts.eos_ids | eos)
-        self._vocabulary = _vocabulary_bytes(parts)
+        self._vocabulary = vocabulary_bytes(parts)
         self._parts = parts
         self._built: Backend | None = None
         if not deferred:
@@ -147,7 +73,7 @@ class Tokenizer:
         if self._built is None:
             if self._parts.unsplit_merges:
                 self._parts.merges = split_merges(self._parts.unsplit_merges)
-            _check_merges(self._parts)
+            check_merges(self._parts)
             self._built = _build_backend(self._parts)
 
     @property
@@ -237,66 +163,6 @@ def _control_pattern(control_ids: dict[str, int]) -> re.Pattern[str] | None:
     return re.compile("|".join(re.escape(text) for text in sorted(control_ids, key=len, reverse=True)))
 
 
-def _vocabulary_bytes(parts: Parts) -> list[bytes]:
-    """The bytes of each token. Tokens in the byte-level alphabet are translated all at once: a character is a byte."""
-    normal = [t for t, kind in zip(parts.tokens, parts.types, strict=True) if kind is TokenType.NORMAL]
-    try:
-        data = "".join(normal).translate(_BYTES_AS_LATIN1).encode("latin-1")
-    except UnicodeEncodeError:
-        return [_token_bytes(t, kind) for t, kind in zip(parts.tokens, parts.types, strict=True)]
-    ends = itertools.accumulate(map(len, normal))
-    slices = (data[end - len(text) : end] for text, end in zip(normal, ends, strict=True))
-    return [
-        next(slices) if kind is TokenType.NORMAL else _token_bytes(text, kind)
-        for text, kind in zip(parts.tokens, parts.types, strict=True)
-    ]
-
-
-def _token_bytes(text: str, kind: TokenType) -> bytes:
-    if kind in (TokenType.CONTROL, TokenType.UNUSED):
-        return b""
-    if kind is TokenType.NORMAL:
-        try:
-            return text.translate(_BYTES_AS_LATIN1).encode("latin-1")
-        except UnicodeEncodeError:
-            # Some files list added tokens as normal ones; those are spelled as they are.
-            return text.encode("utf-8")
-    return text.encode("utf-8")
-
-
-def _check_vocabulary(parts: Parts) -> None:
-    size = len(parts.tokens)
-    if size == 0:
-        raise TokenizerError("vocabulary_empty", "the vocabulary is empty")
-    if size > MAX_VOCAB_SIZE:
-        raise TokenizerError("vocabulary_too_large", f"the vocabulary has {size} tokens, the limit is {MAX_VOCAB_SIZE}")
-    if len(parts.types) != size:
-        raise TokenizerError("token_types_length", f"{size} tokens but {len(parts.types)} token types")
-    first: dict[str, int] = {}
-    for token_id, (text, kind) in enumerate(zip(parts.tokens, parts.types, strict=True)):
-        if kind is TokenType.UNUSED:
-            continue
-        if not text:
-            raise TokenizerError("token_empty", f"token {token_id} is empty")
-        if len(text) > MAX_TOKEN_BYTES:
-            raise TokenizerError("token_too_long", f"token {token_id} has {len(text)} characters")
-        if text in first:
-            raise TokenizerError("token_duplicate", f"tokens {first[text]} and {token_id} are equal")
-        first[text] = token_id
-    if not any(kind is TokenType.NORMAL for kind in parts.types):
-        raise TokenizerError("vocabulary_empty", "the vocabulary has no text tokens")
-    for special_id in (parts.bos_id, parts.eos_id, *parts.eos_ids):
-        if special_id is not None and not 0 <= special_id < size:
-            raise TokenizerError("special_id_out_of_range", f"special token {special_id} is outside {size} tokens")
-
-
-def _check_merges(parts: Parts) -> None:
-    known = {text for text, kind in zip(parts.tokens, parts.types, strict=True) if kind is TokenType.NORMAL}
-    for rank, (left, right) in enumerate(parts.merges):
-        if left not in known or right not in known or left + right not in known:
-            raise TokenizerError("merge_unknown_token", f"merge {rank} names a token that is not in the vocabulary")
-
-
 def _build_backend(parts: Parts) -> Backend:
     # Control tokens are left out of the backend, so that no merge, cache or whole-word match can ever produce one.
     vocab = {t: i for i, t in enumerate(parts.tokens) if parts.types[i] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
@@ -315,27 +181,3 @@ def _build_backend(parts: Parts) -> Backend:
     except Exception as error:  # the library raises bare Exception
         raise TokenizerError("rejected", f"the tokenizer library refused the vocabulary: {error}") from error
     return backend
-
-
-def token_type_by_name(text: str, declared: TokenType) -> TokenType:
-    """Treats `<|…|>` and known end-of-generation names as control tokens where a file declares them user-defined."""
-    if declared is TokenType.USER_DEFINED and (
-        text in END_OF_GENERATION_NAMES or (text.startswith("<|") and text.endswith("|>"))
-    ):
-        return TokenType.CONTROL
-    return declared
-
-
-def split_merges(entries: Sequence[str]) -> list[tuple[str, str]]:
-    """Merges written as `left right`.
-
-    Raises:
-        TokenizerError: an entry is not two words.
-    """
-    merges = []
-    for rank, entry in enumerate(entries):
-        left, space, right = entry.partition(" ")
-        if not (left and space and right) or " " in right:
-            raise TokenizerError("merge_malformed", f"merge {rank} is not two tokens with a space between")
-        merges.append((left, right))
-    return merges
