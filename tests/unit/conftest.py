@@ -1,6 +1,8 @@
-"""What several files share: a scripted worker; an index, an empty cache and a model to pull."""
+"""What several files share: a scripted worker, a command in this process, an index, a cache and a model to pull."""
 
+import io
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from scripted_worker import Worker, running_worker
+from tokenwire.cli.main import main
 from tokenwire.models.manifest import Model
+from unit.commands import Result, Run
 from unit.package_index import CONTENT, REFERENCE, SHA256, Handler, Index, Server, make_wheel
 
 
@@ -47,3 +51,21 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Model:
     model = Model("tiny", REFERENCE, "tiny.gguf", len(CONTENT), SHA256, "Apache-2.0", "for tests")
     monkeypatch.setattr("tokenwire.models.store.MANIFEST", {"tiny": model})
     return model
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process, with `stdin` as its input."""
+    for name in [name for name in os.environ if name.startswith("TOKENWIRE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["tokenwire", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(caught.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -15,27 +13,18 @@ from google.rpc import code_pb2, error_details_pb2
 from scripted_worker import Worker, refuse
 from tokenwire.bench.fleet import FleetError, run_fleet
 from tokenwire.bench.plan import Plan
-from tokenwire.cli.main import main
 from tokenwire.v1 import inference_pb2 as pb
-
-Run = Callable[..., tuple[int, str, str]]
+from unit.commands import Result, Run
 
 
 @pytest.fixture
-def run(worker: Worker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `tokenwire bench` on the worker; gives exit code, stdout and stderr."""
-    for name in [name for name in os.environ if name.startswith("TOKENWIRE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "200")
+def run(run: Run, worker: Worker) -> Run:
+    """Runs `tokenwire bench` on the worker."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tokenwire", "bench", "--target", worker.target, *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
+    def run_bench(*arguments: str) -> Result:
+        return run("bench", "--target", worker.target, *arguments)
 
-    return run
+    return run_bench
 
 
 def test_every_figure_is_in_the_json(run: Run, worker: Worker, tmp_path: Path) -> None:
