@@ -9,6 +9,8 @@ namespace {
 
 constexpr std::string_view kServicePath = "/grpc.health.v1.Health/";
 constexpr std::string_view kContentType = "application/grpc";
+// In front of a header block: the table that it is read with has no room from now on (RFC 7541 §6.3).
+constexpr char kNoTable = '\x20';
 // Half of what a peer may send before it must be told that there is room again.
 constexpr size_t kCreditBytes = kFirstWindowBytes / 2;
 // Each frame of a message has a byte that says whether it is compressed, and four with its length.
@@ -111,6 +113,8 @@ void Connection::receive(std::string_view bytes, Clock::time_point now) {
   } catch (const Http2Error& error) {
     go_away(error.code());
   }
+  // Once, however many frames made room: a peer must not buy a look at all of its streams with each few bytes.
+  if (std::exchange(has_more_room_, false)) advance(now);
 }
 
 void Connection::advance(Clock::time_point now) {
@@ -168,7 +172,7 @@ void Connection::handle(const FrameHeader& frame, std::string_view payload, Cloc
       if (state_ == State::kFrames) on_header_block(now);
       break;
     case FrameType::kData: on_data(frame, payload, now); break;
-    case FrameType::kSettings: on_settings(frame, payload, now); break;
+    case FrameType::kSettings: on_settings(frame, payload); break;
     case FrameType::kWindowUpdate: on_window_update(frame, payload, now); break;
     case FrameType::kRstStream: on_reset(frame, payload); break;
     case FrameType::kPing:
@@ -223,8 +227,7 @@ void Connection::open(uint32_t id, const std::vector<HeaderField>& fields, bool 
   if (method.empty() || path.empty()) return send_reset(id, Http2Code::kProtocolError);
   if (method != "POST" || content_type.substr(0, kContentType.size()) != kContentType) {
     // `:status`, the eighth name of the static table: no gRPC, so the answer is none either.
-    const std::string block = std::string("\x08\x03", 2) + (method != "POST" ? "405" : "415");
-    append_frame(output_, FrameType::kHeaders, flag::kEndHeaders | flag::kEndStream, id, block);
+    send_headers(id, std::string("\x08\x03", 2) + (method != "POST" ? "405" : "415"), true);
     if (!is_whole) send_reset(id, Http2Code::kNoError);
     return;
   }
@@ -235,7 +238,7 @@ void Connection::open(uint32_t id, const std::vector<HeaderField>& fields, bool 
     return send_refusal(id, grpc_status::kUnimplemented, "there is health alone on this port", is_whole);
   const Method which = name == "Watch" ? Method::kWatch : Method::kCheck;
   num_watchers_ += which == Method::kWatch;
-  const auto stream = streams_.emplace(id, Stream{which, {}, {}, {}, first_window_bytes_}).first;
+  const auto stream = streams_.emplace(id, Stream{which, {}, {}, {}, 0}).first;
   if (is_whole) on_request(stream, now);
 }
 
@@ -280,39 +283,36 @@ void Connection::advance(Streams::iterator at, Clock::time_point now) {
   if (!is_watch && status == ServingStatus::kServiceUnknown)
     return refuse(at, grpc_status::kNotFound, "no such service", true);
   if (stream.sent == status || output_.size() > kMostUnsentBytes) return;
-  if (std::min(window_bytes_, stream.window_bytes) < kAnswerBytes) return;
+  if (std::min(window_bytes_, first_window_bytes_ + stream.credit_bytes) < kAnswerBytes) return;
 
   static const std::string headers = response_headers();
   static const std::string ok = trailers(grpc_status::kOk, {});
-  if (!stream.sent) append_frame(output_, FrameType::kHeaders, flag::kEndHeaders, at->first, headers);
+  if (!stream.sent) send_headers(at->first, headers, false);
   append_frame(output_, FrameType::kData, 0, at->first, answer(status));
   window_bytes_ -= kAnswerBytes;
-  stream.window_bytes -= kAnswerBytes;
+  stream.credit_bytes -= kAnswerBytes;
   stream.sent = status;
   if (is_watch) return;
-  append_frame(output_, FrameType::kHeaders, flag::kEndHeaders | flag::kEndStream, at->first, ok);
+  send_headers(at->first, ok, true);
   endings_.count(Ending::kCheckOk);
   erase(at);
 }
 
-void Connection::on_settings(const FrameHeader& frame, std::string_view payload, Clock::time_point now) {
+void Connection::on_settings(const FrameHeader& frame, std::string_view payload) {
   if (frame.stream != 0) throw Http2Error(Http2Code::kProtocolError, "settings of a stream");
   if (payload.size() % 6 != 0 || (frame.has(flag::kAck) && !payload.empty()))
     throw Http2Error(Http2Code::kFrameSizeError, "settings that are cut short");
   if (frame.has(flag::kAck)) return;
   for (; !payload.empty(); payload.remove_prefix(6)) {
-    if (read_u16(payload) != setting::kInitialWindowSize) continue;  // all others are about what we never send
-    const int64_t bytes = read_u32(payload.substr(2));
-    if (bytes > kMostWindowBytes) throw Http2Error(Http2Code::kFlowControlError, "a window that is too large");
-    for (auto& [id, stream] : streams_) {
-      stream.window_bytes += bytes - first_window_bytes_;
-      if (stream.window_bytes > kMostWindowBytes)
-        throw Http2Error(Http2Code::kFlowControlError, "a window that is too large");
-    }
-    first_window_bytes_ = bytes;
+    const uint16_t id = read_u16(payload);  // those that are not looked at are about what we never send
+    const uint32_t value = read_u32(payload.substr(2));
+    if (id == setting::kHeaderTableSize && value < HpackDecoder::kTableBytes) must_shrink_table_ = true;
+    if (id != setting::kInitialWindowSize) continue;
+    if (value > kMostWindowBytes) throw Http2Error(Http2Code::kFlowControlError, "a window that is too large");
+    first_window_bytes_ = value;  // with it some stream's may be too large, which costs us nothing
   }
   append_frame(output_, FrameType::kSettings, flag::kAck, 0, {});
-  advance(now);
+  has_more_room_ = true;
 }
 
 void Connection::on_window_update(const FrameHeader& frame, std::string_view payload, Clock::time_point now) {
@@ -322,14 +322,15 @@ void Connection::on_window_update(const FrameHeader& frame, std::string_view pay
     window_bytes_ += bytes;
     if (bytes == 0) throw Http2Error(Http2Code::kProtocolError, "a window's update of nothing");
     if (window_bytes_ > kMostWindowBytes) throw Http2Error(Http2Code::kFlowControlError, "a window that is too large");
-    advance(now);
+    has_more_room_ = true;
     return;
   }
   if (frame.stream > last_stream_) throw Http2Error(Http2Code::kProtocolError, "a window of no stream");
   const auto stream = streams_.find(frame.stream);
   if (stream == streams_.end()) return;
-  stream->second.window_bytes += bytes;
-  if (bytes != 0 && stream->second.window_bytes <= kMostWindowBytes) {
+  int64_t& credit_bytes = stream->second.credit_bytes;
+  credit_bytes += bytes;
+  if (bytes != 0 && first_window_bytes_ + credit_bytes <= kMostWindowBytes) {
     advance(stream, now);
     return;
   }
@@ -365,10 +366,15 @@ void Connection::erase(Streams::iterator stream) {
 }
 
 void Connection::send_refusal(uint32_t id, int grpc_status, std::string_view message, bool is_whole) {
-  append_frame(output_, FrameType::kHeaders, flag::kEndHeaders | flag::kEndStream, id,
-               response_headers() + trailers(grpc_status, message));
+  send_headers(id, response_headers() + trailers(grpc_status, message), true);
   // The rest of the request is not wanted (RFC 9113 §8.1).
   if (!is_whole) send_reset(id, Http2Code::kNoError);
+}
+
+void Connection::send_headers(uint32_t id, std::string_view block, bool ends_stream) {
+  const uint8_t flags = flag::kEndHeaders | (ends_stream ? flag::kEndStream : uint8_t{0});
+  std::string start(std::exchange(must_shrink_table_, false) ? 1 : 0, kNoTable);
+  append_frame(output_, FrameType::kHeaders, flags, id, start.append(block));
 }
 
 void Connection::send_reset(uint32_t id, Http2Code code) {

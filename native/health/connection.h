@@ -58,10 +58,10 @@ class Connection {
 
   struct Stream {
     Method method;
-    std::string body;                          // of the request, while it comes
-    std::optional<std::string> service;        // what was asked about, once the request is whole
-    std::optional<ServingStatus> sent;         // of a watch: what its reader was told last
-    int64_t window_bytes = kFirstWindowBytes;  // that the peer takes of this stream
+    std::string body;                    // of the request, while it comes
+    std::optional<std::string> service;  // what was asked about, once the request is whole
+    std::optional<ServingStatus> sent;   // of a watch: what its reader was told last
+    int64_t credit_bytes = 0;  // that the peer takes of this stream beyond `first_window_bytes_`, less what was sent
   };
   using Streams = std::map<uint32_t, Stream>;
 
@@ -70,7 +70,7 @@ class Connection {
   void on_headers(const FrameHeader& frame, std::string_view payload);
   void on_header_block(Clock::time_point now);
   void on_data(const FrameHeader& frame, std::string_view payload, Clock::time_point now);
-  void on_settings(const FrameHeader& frame, std::string_view payload, Clock::time_point now);
+  void on_settings(const FrameHeader& frame, std::string_view payload);
   void on_window_update(const FrameHeader& frame, std::string_view payload, Clock::time_point now);
   void on_reset(const FrameHeader& frame, std::string_view payload);
 
@@ -82,6 +82,7 @@ class Connection {
   void refuse(Streams::iterator stream, int grpc_status, std::string_view message, bool is_whole);
   void erase(Streams::iterator stream);
 
+  void send_headers(uint32_t id, std::string_view block, bool ends_stream);
   void send_refusal(uint32_t id, int grpc_status, std::string_view message, bool is_whole);
   void send_reset(uint32_t id, Http2Code code);
 
@@ -103,8 +104,12 @@ class Connection {
   std::string block_;
 
   int64_t window_bytes_ = kFirstWindowBytes;        // that the peer takes of the connection
-  int64_t first_window_bytes_ = kFirstWindowBytes;  // of a new stream
+  int64_t first_window_bytes_ = kFirstWindowBytes;  // of each stream
+  bool has_more_room_ = false;                      // since all streams were looked at last
   size_t uncredited_bytes_ = 0;                     // that came, and the peer was not told to send again
+
+  // A peer that takes less than the usual table must hear that we keep to it, though we use none (RFC 7541 §4.2).
+  bool must_shrink_table_ = false;
 };
 
 }  // namespace tw::health

@@ -39,6 +39,7 @@ inline constexpr uint8_t kPriority = 0x20;
 }  // namespace flag
 
 namespace setting {
+inline constexpr uint16_t kHeaderTableSize = 1;
 inline constexpr uint16_t kEnablePush = 2;
 inline constexpr uint16_t kMaxConcurrentStreams = 3;
 inline constexpr uint16_t kInitialWindowSize = 4;

@@ -19,7 +19,9 @@ namespace {
 
 // Between two looks at who is overdue and at what has become stale.
 constexpr int kTickMs = 1000;
-constexpr size_t kReadBytes = 16384;
+// Taken of one peer or of those who knock before the others have their turn. A check has some hundred bytes.
+constexpr size_t kReadBytes = 2048;
+constexpr int kMostAccepted = 64;
 constexpr int kMostEvents = 64;
 // A peer whose machine vanished is given up after kKeepAliveS + kProbes × kProbeS, or this long after bytes were sent.
 constexpr int kKeepAliveS = 30;
@@ -119,7 +121,11 @@ void HealthServer::run() {
     for (const int fd : touched) {
       const auto peer = peers_.find(fd);
       if (has_changed || ticks) peer->second->connection.advance(now);
-      if (!flush(*peer->second, now) || is_overdue(*peer->second, now)) peers_.erase(peer);
+      if (!flush(*peer->second, now) || is_overdue(*peer->second, now)) {
+        // Closing is not enough: a child between fork and exec has the socket too, and its events would go on.
+        epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+        peers_.erase(peer);
+      }
     }
   }
   for (auto& [fd, peer] : peers_) {
@@ -130,7 +136,7 @@ void HealthServer::run() {
 }
 
 void HealthServer::accept_from(int listening, Clock::time_point now) {
-  for (;;) {
+  for (int i = 0; i < kMostAccepted; ++i) {
     Descriptor socket(accept4(listening, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (socket.get() < 0) {
       // Out of descriptors, most likely: the next tick tries again, where waiting for the event would spin.

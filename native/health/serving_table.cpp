@@ -20,8 +20,10 @@ bool ServingTable::publish(const std::vector<bool>& is_serving, Clock::time_poin
     throw Error(ErrorCode::kInvalidRequest, "one answer is needed for each service");
   uint32_t serving = 0;
   for (size_t i = 0; i < is_serving.size(); ++i) serving |= uint32_t{is_serving[i]} << i;
+  // In this order: the time must not make believed again what stood there before.
+  const bool has_changed = serving_.exchange(serving) != serving;
   published_at_.store(now.time_since_epoch().count());
-  return serving_.exchange(serving) != serving;
+  return has_changed;
 }
 
 ServingStatus ServingTable::status(std::string_view service, Clock::time_point now) const {

@@ -1,13 +1,16 @@
-// The health port without its sockets: header compression, frames, flow control, and what a hostile peer sends.
+// The health port: frames, flow control, what a hostile peer sends, and the thread with its sockets.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
+#include <ctime>
 #include <random>
 #include <string>
 #include <string_view>
@@ -27,19 +30,6 @@ using namespace tw::health;
 using std::chrono::seconds;
 
 const Clock::time_point kNow = Clock::now();
-
-std::string from_hex(std::string_view hex) {
-  std::string bytes;
-  for (size_t i = 0; i + 1 < hex.size(); i += 2)
-    bytes.push_back(static_cast<char>(std::stoi(std::string(hex.substr(i, 2)), nullptr, 16)));
-  return bytes;
-}
-
-std::string shown(const std::vector<HeaderField>& fields) {
-  std::string text;
-  for (const HeaderField& field : fields) text += field.name + "=" + field.value + ";";
-  return text;
-}
 
 std::string frame(FrameType type, uint8_t flags, uint32_t stream, std::string_view payload = {}) {
   std::string bytes;
@@ -153,90 +143,7 @@ std::string ended(Endings& endings) {
   return text;
 }
 
-Http2Code refusal_of(std::string_view block, size_t most_list_bytes = 8192) {
-  try {
-    HpackDecoder(most_list_bytes).decode(block);
-  } catch (const Http2Error& error) {
-    return error.code();
-  }
-  return Http2Code::kNoError;
-}
-
 }  // namespace
-
-TEST(header_blocks_read_as_in_rfc_7541_appendix_c) {
-  HpackDecoder plain(8192);
-  CHECK_EQ(shown(plain.decode(from_hex("828684410f7777772e6578616d706c652e636f6d"))),
-           ":method=GET;:scheme=http;:path=/;:authority=www.example.com;");
-  CHECK_EQ(shown(plain.decode(from_hex("828684be58086e6f2d6361636865"))),
-           ":method=GET;:scheme=http;:path=/;:authority=www.example.com;cache-control=no-cache;");
-  HpackDecoder packed(8192);
-  packed.decode(from_hex("828684418cf1e3c2e5f23a6ba0ab90f4ff"));
-  CHECK_EQ(shown(packed.decode(from_hex("828684be5886a8eb10649cbf"))),
-           ":method=GET;:scheme=http;:path=/;:authority=www.example.com;cache-control=no-cache;");
-  CHECK_EQ(shown(packed.decode(from_hex("828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf"))),
-           ":method=GET;:scheme=https;:path=/index.html;:authority=www.example.com;custom-key=custom-value;");
-}
-
-TEST(the_oldest_headers_leave_a_full_table) {
-  HpackDecoder decoder(1 << 16);
-  const std::string value(100, 'v');  // a field of 1 + 100 + 32 bytes: 30 of them fit
-  std::string block;
-  for (char name = 'A'; name < 'A' + 31; ++name)
-    block += std::string("\x40\x01") + name + static_cast<char>(value.size()) + value;
-  decoder.decode(block);
-  CHECK_EQ(decoder.decode("\xbe")[0].name, std::string(1, 'A' + 30));  // index 62, the newest
-  CHECK_EQ(decoder.decode("\xdb")[0].name, std::string("B"));          // index 91, the oldest
-  CHECK(refusal_of("\xdc") == Http2Code::kCompressionError);
-  decoder.decode(std::string("\x20"));  // no table any more, and then one again
-  decoder.decode(std::string("\x3f\xe1\x1f") + block.substr(0, 104));
-  CHECK_EQ(decoder.decode("\xbe")[0].name, std::string("A"));
-}
-
-TEST(a_field_larger_than_the_table_empties_it) {
-  HpackDecoder decoder(1 << 16);
-  decoder.decode(std::string("\x40\x01") + "a" + "\x01" + "b");
-  CHECK_EQ(decoder.decode("\xbe")[0].value, std::string("b"));
-  decoder.decode(std::string("\x40\x01") + "c" + "\x7f\x81\x1f" + std::string(4096, 'x'));
-  try {
-    decoder.decode("\xbe");
-    CHECK(false);
-  } catch (const Http2Error& error) {
-    CHECK(error.code() == Http2Code::kCompressionError);
-  }
-}
-
-TEST(header_blocks_that_are_not_well_formed_are_refused) {
-  for (const char* hex : {
-           "80",                  // index 0
-           "be",                  // of an empty table
-           "ff",                  // a number that goes on
-           "ffffffffffffffffff",  // and is too large
-           "00",                  // a name that is missing
-           "000161",              // a value that is
-           "00ff",                // a length that is
-           "00056162",            // a string that ends behind its block
-           "0001610584ffffff",    // of which there are 4 bytes
-           "00016181fe",          // Huffman padded with a zero
-           "00016182ffff",        // with more than seven bits
-           "00016184fffffffc",    // the end of the string within it
-           "8220",                // a new size of the table after a field
-           "3fe21f",              // of 4,097 bytes
-       })
-    CHECK(refusal_of(from_hex(hex)) == Http2Code::kCompressionError);
-  CHECK(refusal_of(from_hex("000161") + std::string("\x00", 1)) == Http2Code::kNoError);
-}
-
-TEST(a_small_block_cannot_unfold_to_a_large_list) {
-  HpackDecoder decoder(8192);
-  decoder.decode(std::string("\x40\x01") + "a" + "\x7f\x81\x17" + std::string(3072, 'x'));
-  try {
-    decoder.decode(std::string(1000, '\xbe'));
-    CHECK(false);
-  } catch (const Http2Error& error) {
-    CHECK(error.code() == Http2Code::kEnhanceYourCalm);
-  }
-}
 
 TEST(a_check_is_answered_and_ends) {
   Fixture fixture;
@@ -305,6 +212,51 @@ TEST(the_peer_is_told_that_it_may_send_more) {
   CHECK(words.find("WINDOW 32") != std::string::npos);
 }
 
+TEST(a_peer_that_takes_no_header_table_hears_that_there_is_none) {  // RFC 7541 §4.2; others break off
+  Fixture fixture;
+  CHECK_EQ(fixture.send(frame(FrameType::kSettings, 0, 0, std::string("\x00\x01", 2) + u32(0))), "ACK");
+  for (const char first : {'\x20', '\x88'}) {  // before the first header, and once
+    fixture.connection.receive(call(first == '\x20' ? 1 : 3, "Check", ""), kNow);
+    CHECK_EQ(fixture.connection.output()[kFrameHeaderBytes], first);
+    CHECK(fixture.reader.words(fixture.connection.output()).find("ends 0") != std::string::npos);
+  }
+}
+
+// Seconds of the processor that this thread has used.
+double used_s() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+TEST(frames_that_concern_all_streams_cost_one_look_at_them_however_many_come) {
+  ServingTable table{{""}, seconds(30)};
+  Endings endings;
+  Connection connection(table, endings, {10'000, 8192});
+  connection.receive(kOpening, kNow);
+  for (uint32_t stream = 1; stream < 20'000; stream += 2) {
+    connection.receive(call(stream, "Watch", ""), kNow);
+    connection.output().clear();
+  }
+  std::string window, windows;
+  append_setting(window, setting::kInitialWindowSize, 65535);
+  for (int i = 0; i < 1000; ++i) windows += window;
+  std::string empties, updates;
+  for (int i = 0; i < 1000; ++i) {
+    empties += frame(FrameType::kSettings, 0, 0);
+    updates += frame(FrameType::kWindowUpdate, 0, 0, u32(1));
+  }
+  const auto cost_s = [&](const std::string& bytes) {
+    const double began = used_s();
+    connection.receive(bytes, kNow);
+    return used_s() - began;
+  };
+  const double one_s = cost_s(frame(FrameType::kSettings, 0, 0));
+  for (const std::string& thousand : {empties, updates, frame(FrameType::kSettings, 0, 0, windows)})
+    CHECK(cost_s(thousand) < 50 * one_s);
+  CHECK(!connection.is_over());
+}
+
 TEST(bytes_may_come_in_any_pieces) {
   const std::string padded = std::string(1, '\3') + message("liveness") + std::string(3, '\0');
   const std::string with_priority = std::string(5, '\0') + request_headers("Check");
@@ -340,7 +292,7 @@ TEST(calls_that_are_no_questions_get_their_status) {
   CHECK_EQ(Fixture::fresh(with_body(std::string(1, '\0') + u32(2) + "\x0a\x05")), "1 ends 3");
   CHECK_EQ(Fixture::fresh(with_body(std::string(1, '\0') + u32(1) + "\x0b")), "1 ends 3");
   // Fields that are not known are passed over: a number, 8 bytes, 4 bytes, a string.
-  const std::string unknown = from_hex("100119000000000000000025000000002a0161");
+  const std::string unknown("\x10\x01\x19\0\0\0\0\0\0\0\0\x25\0\0\0\0\x2a\x01x", 19);
   CHECK_EQ(Fixture::fresh(with_body(std::string(1, '\0') + u32(static_cast<uint32_t>(unknown.size())) + unknown)),
            "1 begins, 1 status 1, 1 ends 0");
   CHECK_EQ(Fixture::fresh(call(1, "Nothing", "")), "1 ends 12, 1 reset 0");
@@ -460,6 +412,28 @@ TEST(what_is_asked_of_the_table_is_what_was_published) {
   CHECK_THROWS(tw::ErrorCode::kInvalidRequest, "too many", ServingTable(std::vector<std::string>(33), seconds(1)));
 }
 
+TEST(a_stuck_publisher_that_comes_back_with_no_is_never_heard_as_yes) {
+  ServingTable table({""}, seconds(30));
+  std::atomic<int> hour{0};  // odd: nothing may serve, as what said so is an hour old or was taken back
+  const auto at = [](int hours) { return kNow + std::chrono::hours(hours); };
+  std::atomic<bool> is_over{false};
+  int num_wrong = 0;
+  std::thread reader([&] {
+    while (!is_over) {
+      const int before = hour;
+      const ServingStatus heard = table.status("", at(before));
+      num_wrong += before % 2 == 1 && hour == before && heard == ServingStatus::kServing;
+    }
+  });
+  for (int turn = 0; turn < 1'000'000; ++turn) {
+    table.publish({hour % 2 == 0}, at(hour));
+    ++hour;
+  }
+  is_over = true;
+  reader.join();
+  CHECK_EQ(num_wrong, 0);
+}
+
 // Valid traffic with random damage: nothing but typed ends, and nothing that a sanitizer minds.
 TEST(damaged_traffic_breaks_nothing) {
   std::mt19937 random(7);
@@ -485,22 +459,33 @@ TEST(damaged_traffic_breaks_nothing) {
   CHECK(num_over < 20'000);
 }
 
-TEST(clients_are_served_by_a_thread_while_another_publishes) {
-  const int listening = socket(AF_INET, SOCK_STREAM, 0);
+// A port of the loopback address that listens.
+struct Listening {
+  int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   socklen_t size = sizeof address;
-  auto* const generic = reinterpret_cast<sockaddr*>(&address);
-  CHECK_EQ(bind(listening, generic, size), 0);
-  CHECK_EQ(listen(listening, 16), 0);
-  CHECK_EQ(getsockname(listening, generic, &size), 0);
 
-  HealthServer server({listening}, {"", "readiness"}, {});
+  Listening() {
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK_EQ(bind(fd, generic(), size), 0);
+    CHECK_EQ(listen(fd, 16), 0);
+    CHECK_EQ(getsockname(fd, generic(), &size), 0);
+  }
+  sockaddr* generic() { return reinterpret_cast<sockaddr*>(&address); }
+  int dial() {
+    const int peer = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK_EQ(connect(peer, generic(), size), 0);
+    return peer;
+  }
+};
+
+TEST(clients_are_served_by_a_thread_while_another_publishes) {
+  Listening listening;
+  HealthServer server({listening.fd}, {"", "readiness"}, {});
   std::atomic<int> answered{0};
   const auto ask = [&] {
-    const int peer = socket(AF_INET, SOCK_STREAM, 0);
-    CHECK_EQ(connect(peer, generic, size), 0);
+    const int peer = listening.dial();
     const auto send_all = [peer](const std::string& bytes) {
       CHECK_EQ(send(peer, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
     };
@@ -534,4 +519,23 @@ TEST(clients_are_served_by_a_thread_while_another_publishes) {
   server.stop();
   server.stop();
   CHECK_EQ(server.endings().take()[static_cast<size_t>(Ending::kCheckOk)], uint64_t{400});
+}
+
+TEST(a_closed_socket_that_a_child_still_has_keeps_nobody_busy) {
+  Listening listening;
+  HealthServer server({listening.fd}, {""}, {});
+  const int client = listening.dial();
+  char bytes[256];
+  CHECK(recv(client, bytes, sizeof bytes, 0) > 0);  // the settings: the server has accepted
+  const pid_t child = fork();                       // which has all sockets, until it would call exec
+  if (child == 0) _exit(sleep(60) == 0 ? 0 : 1);
+  CHECK(child > 0);
+  shutdown(client, SHUT_WR);
+  CHECK(recv(client, bytes, sizeof bytes, 0) > 0);  // the farewell: the server closes its end
+  const std::clock_t began = std::clock();
+  std::this_thread::sleep_for(seconds(1));
+  CHECK(std::clock() - began < CLOCKS_PER_SEC / 20);
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  close(client);
 }

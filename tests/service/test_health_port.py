@@ -243,6 +243,14 @@ def test_a_peer_that_does_not_read_is_not_read_and_hinders_nobody() -> None:
     server.stop()
 
 
+async def test_a_name_may_have_the_same_address_twice(open_port: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo  # as it answers where /etc/hosts names the host in two lines
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: resolve(*args, **kwargs) * 2)
+    port = open_port(WorkerState(), host="localhost")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port.port}") as channel:
+        assert await check(health_pb2_grpc.HealthStub(channel), "liveness") == SERVING
+
+
 async def test_a_port_that_is_taken_is_said_and_every_address_of_a_name_is_served(open_port: Open) -> None:
     state = WorkerState()
     port = open_port(state, host="localhost")

@@ -44,12 +44,15 @@ def listen(host: str, port: int) -> list[socket.socket]:
     Raises:
         CannotBindError: an address is in use, or none is this machine's.
     """
+    sockets: list[socket.socket] = []
     try:
         sockets = _bind_all(host.strip("[]"), port)
-    except OSError as error:
+        for each in sockets:
+            each.listen()
+    except OSError as error:  # also of listen: another process may have bound the port at the same moment
+        for each in sockets:
+            each.close()
         raise CannotBindError(f"cannot listen on {shown_address(host, port)}: {error.strerror}") from error
-    for each in sockets:
-        each.listen()
     return sockets
 
 
@@ -67,7 +70,9 @@ def _bind_all(host: str, port: int) -> list[socket.socket]:
     """A socket bound to each address of `host`, all at the same port, which is a free one if `port` is 0."""
     sockets: list[socket.socket] = []
     failure: OSError | None = None
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    # Names that /etc/hosts gives the same address in two lines have it twice.
+    found = dict.fromkeys(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    for family, kind, protocol, _, address in found:
         try:
             sockets.append(_bind_one(family, kind, protocol, (address[0], port, *address[2:])))
         except OSError as error:
