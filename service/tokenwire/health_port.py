@@ -49,8 +49,7 @@ class HealthPort:
     async def close(self) -> None:
         """Ends every connection. Idempotent."""
         self._publishing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._publishing
+        await asyncio.gather(self._publishing, return_exceptions=True)
         self._server.stop()
 
     async def _keep_publishing(self) -> None:
