@@ -7,7 +7,6 @@ publishes at every change and a few times a second, and a word that is older tha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from tokenwire import _native
 from tokenwire.config import Settings
@@ -44,24 +43,21 @@ class HealthPort:
             stale_after_ms=int(max(settings.liveness_seconds, LEAST_STALE_S) * 1000),
         )
         self._publish()
+        # At once: whoever reads `ready` in the log may ask this port next.
+        state.tell(self._publish)
         self._publishing = asyncio.ensure_future(self._keep_publishing())
 
     async def close(self) -> None:
         """Ends every connection. Idempotent."""
+        self._state.tell(None)
         self._publishing.cancel()
         await asyncio.gather(self._publishing, return_exceptions=True)
         self._server.stop()
 
     async def _keep_publishing(self) -> None:
-        changed = self._state.watch()
-        try:
-            while True:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(changed.wait(), PUBLISH_S)
-                changed.clear()
-                self._publish()
-        finally:
-            self._state.unwatch(changed)
+        while True:
+            await asyncio.sleep(PUBLISH_S)
+            self._publish()
 
     def _publish(self) -> None:
         self._server.publish([bool(self._state.is_serving(service)) for service in SERVICES])

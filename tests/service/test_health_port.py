@@ -67,6 +67,16 @@ async def test_each_phase_answers_as_the_main_port_does(start_worker: Any, open_
             assert await check(stub, service) == await check(worker.health, service), service
 
 
+async def test_a_change_is_heard_before_the_loop_does_anything_else(open_port: Open) -> None:
+    state = WorkerState()
+    port = open_port(state)
+    with grpc.insecure_channel(f"127.0.0.1:{port.port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(question("liveness"), timeout=20).status == SERVING
+        state.enter(Phase.FAILED)
+        assert stub.Check(question("liveness"), timeout=20).status == NOT_SERVING
+
+
 async def test_there_is_health_alone_and_what_is_wrong_is_said(open_port: Open) -> None:
     port = open_port(WorkerState())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port.port}") as channel:

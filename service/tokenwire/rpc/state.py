@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -120,6 +120,7 @@ class WorkerState:
     tracer: JobTracer | None = None
     _started_at: float = field(default_factory=time.monotonic)
     _watchers: set[asyncio.Event] = field(default_factory=set)
+    _listener: Callable[[], None] | None = None
     _seen: HealthView | None = None
 
     def __post_init__(self) -> None:
@@ -159,6 +160,8 @@ class WorkerState:
             self._seen = view
             for changed in self._watchers:
                 changed.set()
+            if self._listener is not None:
+                self._listener()
 
     def view(self) -> HealthView:
         """What the probes answer now, from memory."""
@@ -206,6 +209,10 @@ class WorkerState:
         changed = asyncio.Event()
         self._watchers.add(changed)
         return changed
+
+    def tell(self, listener: Callable[[], None] | None) -> None:
+        """Has `listener` called at once, and not only some time later, whenever a probe's answer changes."""
+        self._listener = listener
 
     @property
     def num_watchers(self) -> int:
