@@ -19,7 +19,7 @@ async def stop_after(client: AsyncClient, num_tokens: int) -> str:
     """Cancels a long answer by its id; its stream then ends with an error of its own."""
     seen = 0
     try:
-        async for event in client.execute("Once upon a time", max_tokens=1000, job_id="a-long-story"):
+        async for event in client.execute("Once upon a time", max_tokens=1000, seed=1, job_id="a-long-story"):
             if isinstance(event, Token):
                 seen += len(event.ids)
                 if seen >= num_tokens:
@@ -33,7 +33,7 @@ async def stop_after(client: AsyncClient, num_tokens: int) -> str:
 async def give_up_after(client: AsyncClient, seconds: float) -> str:
     """The deadline travels with the call: the worker stops computing when it passes."""
     try:
-        await client.generate("Once upon a time", max_tokens=1000, timeout_s=seconds)
+        await client.generate("Once upon a time", max_tokens=1000, seed=1, timeout_s=seconds)
     except TokenwireRpcError as error:
         return f"after {seconds} s: {error.code}"
     return f"done within {seconds} s"
