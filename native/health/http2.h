@@ -40,10 +40,8 @@ inline constexpr uint8_t kPriority = 0x20;
 
 namespace setting {
 inline constexpr uint16_t kHeaderTableSize = 1;
-inline constexpr uint16_t kEnablePush = 2;
 inline constexpr uint16_t kMaxConcurrentStreams = 3;
 inline constexpr uint16_t kInitialWindowSize = 4;
-inline constexpr uint16_t kMaxFrameSize = 5;
 inline constexpr uint16_t kMaxHeaderListSize = 6;
 }  // namespace setting
 
