@@ -44,12 +44,12 @@ class HealthPort:
         )
         self._publish()
         # At once: whoever reads `ready` in the log may ask this port next.
-        state.tell(self._publish)
+        state.watch(self._publish)
         self._publishing = asyncio.ensure_future(self._keep_publishing())
 
     async def close(self) -> None:
         """Ends every connection. Idempotent."""
-        self._state.tell(None)
+        self._state.unwatch(self._publish)
         self._publishing.cancel()
         await asyncio.gather(self._publishing, return_exceptions=True)
         self._server.stop()

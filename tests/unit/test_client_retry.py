@@ -114,12 +114,11 @@ def test_no_retry_means_none(worker: Worker) -> None:
 
 
 def test_the_deadline_covers_every_attempt_and_wait(worker: Worker) -> None:
-    play(worker, *[refuses(code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED", retry_info(0.2))] * 100)
+    play(worker, *[refuses(code_pb2.RESOURCE_EXHAUSTED, "OVERLOADED", retry_info(0.2))] * 3)
     began = time.monotonic()
     with pytest.raises(TokenwireRpcError, match="OVERLOADED"):
         run(worker, RetryPolicy(attempts=100), timeout_s=0.5)
-    # A hundred attempts, each after a wait of 0.2 s, would take 20.
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 0.6
 
 
 def test_waits_grow_are_spread_and_never_below_what_was_asked() -> None:

@@ -184,7 +184,7 @@ def test_a_hostile_template_is_one_quick_error(
     assert "\n" not in str(pipeline.chat_error)
     assert len(pipeline.warnings) == 1
     assert (after.ru_utime + after.ru_stime) - (spent.ru_utime + spent.ru_stime) < 1.0
-    assert seconds < 20.0
+    assert seconds < 3.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ChatTemplateError):

@@ -10,6 +10,7 @@ well-formed question about a service that there is goes through the boundary lik
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -66,7 +67,8 @@ class HealthServicer:
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """The status now and at every change, until the client leaves. A slow reader sees the latest only."""
-        changed = self._state.watch()
+        changed = asyncio.Event()
+        self._state.watch(changed.set)
         try:
             last = None
             while True:
@@ -77,7 +79,7 @@ class HealthServicer:
                     yield response
                 await changed.wait()
         finally:
-            self._state.unwatch(changed)
+            self._state.unwatch(changed.set)
 
     def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         statuses = health_pb2.HealthCheckResponse

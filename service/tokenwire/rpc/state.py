@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import time
 from collections.abc import Callable, Sequence
@@ -96,7 +95,7 @@ class HealthView:
 
 @dataclass
 class WorkerState:
-    """Phase and progress; watchers are woken when a probe's answer changes.
+    """Phase and progress; watchers are told when a probe's answer changes.
 
     Attributes:
         device: where the worker computes or will compute.
@@ -119,8 +118,7 @@ class WorkerState:
     detached: DetachedCounts | None = None
     tracer: JobTracer | None = None
     _started_at: float = field(default_factory=time.monotonic)
-    _watchers: set[asyncio.Event] = field(default_factory=set)
-    _listener: Callable[[], None] | None = None
+    _watchers: set[Callable[[], None]] = field(default_factory=set)
     _seen: HealthView | None = None
 
     def __post_init__(self) -> None:
@@ -153,15 +151,13 @@ class WorkerState:
         return self.serving is not None and self.phase is not Phase.FAILED and not self.foreign_memory
 
     def refresh(self) -> None:
-        """Wakes the watchers if a probe would now answer differently. Called at every change and a few times a second,
+        """Tells the watchers if a probe would now answer differently. Called at every change and a few times a second,
         since an engine that stalls or fills up tells nobody."""
         view = self.view()
         if view != self._seen:
             self._seen = view
-            for changed in self._watchers:
-                changed.set()
-            if self._listener is not None:
-                self._listener()
+            for on_change in self._watchers:
+                on_change()
 
     def view(self) -> HealthView:
         """What the probes answer now, from memory."""
@@ -204,22 +200,16 @@ class WorkerState:
             detached_bytes=self.detached.num_bytes if self.detached is not None else 0,
         )
 
-    def watch(self) -> asyncio.Event:
-        """An event that is set whenever a probe's answer changes, until `unwatch`."""
-        changed = asyncio.Event()
-        self._watchers.add(changed)
-        return changed
-
-    def tell(self, listener: Callable[[], None] | None) -> None:
-        """Has `listener` called at once, and not only some time later, whenever a probe's answer changes."""
-        self._listener = listener
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Has `on_change` called at once whenever a probe's answer changes, until `unwatch`. It must not raise."""
+        self._watchers.add(on_change)
 
     @property
     def num_watchers(self) -> int:
         return len(self._watchers)
 
-    def unwatch(self, changed: asyncio.Event) -> None:
-        self._watchers.discard(changed)
+    def unwatch(self, on_change: Callable[[], None]) -> None:
+        self._watchers.discard(on_change)
 
     def require_serving(self) -> Serving:
         """What is needed to run a job.
