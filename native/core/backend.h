@@ -117,8 +117,9 @@ class Backend {
   virtual void project_qkv(VectorHandle gain, MatrixHandle qkv) = 0;
   // Rotates q and k by their positions and writes k and v to the sequences' blocks.
   virtual void rope_append(int32_t layer) = 0;
-  // attention = softmax(q · kᵀ / √head_dim) · v over each row's own sequence up to its position.
-  virtual void attend(int32_t layer) = 0;
+  // attention = softmax(q · kᵀ / √head_dim) · v over each row's own sequence up to its position. `reader` is the matrix
+  // that project_add() will multiply it with.
+  virtual void attend(int32_t layer, MatrixHandle reader) = 0;
   // hidden += W · activation
   virtual void project_add(Activation input, MatrixHandle matrix) = 0;
   // feed_forward = silu(G · n) ∘ (U · n) with n = rms_norm(hidden, gain)

@@ -76,7 +76,7 @@ class CpuBackend final : public Backend {
   void embed(MatrixHandle table) override;
   void project_qkv(VectorHandle gain, MatrixHandle qkv) override;
   void rope_append(int32_t layer) override;
-  void attend(int32_t layer) override;
+  void attend(int32_t layer, MatrixHandle reader) override;
   void project_add(Activation input, MatrixHandle matrix) override;
   void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) override;
   void project_logits(VectorHandle gain, MatrixHandle head) override;
@@ -303,7 +303,7 @@ AttentionTile CpuBackend::make_tile(const AttentionItem& item, float** outputs) 
 
 // Few tiles over long contexts are also split over keys; either way each row's splits are combined in order, so the
 // result is the same.
-void CpuBackend::attend(int32_t layer) {
+void CpuBackend::attend(int32_t layer, MatrixHandle) {
   const KvLayer kv = kv_layer(layer);
   const int32_t group = shape_.num_heads / shape_.num_kv_heads;
   const int64_t head_dim = shape_.head_dim;

@@ -29,7 +29,4 @@ __host__ __device__ inline int64_t pair_offset(bool tiled, int64_t row, int64_t 
   return tiled ? tiled_offset(row, column, stride) : row * stride + column;
 }
 
-// Whether the products of this many tokens read the layout for many.
-__host__ __device__ constexpr bool takes_tiles(int64_t num_tokens) { return num_tokens > 64; }
-
 }  // namespace tw::cuda

@@ -93,15 +93,13 @@ __device__ __forceinline__ void stage_heads(__half* to, const AttentionTask& tas
 }
 
 // Scores of 16 queries and 16 keys. The queries are fragments if those of a head fit into the registers, else rows.
-template <int kDim>
-constexpr bool kQueriesInRegisters = kDim <= 64;
-template <int kDim>
+template <int kDim, bool kInRegisters = kDim <= 64>
 struct Queries {
   const __half* rows;
-  uint32_t fragments[kQueriesInRegisters<kDim> ? kDim / 16 : 1][4];
+  uint32_t fragments[kInRegisters ? kDim / 16 : 1][4];
 
   __device__ __forceinline__ Queries(const __half* first_row, int lane) : rows(first_row) {
-    if constexpr (kQueriesInRegisters<kDim>) {
+    if constexpr (kInRegisters) {
 #pragma unroll
       for (int d = 0; d < kDim; d += 16) load_fragment<true>(fragments[d / 16], rows + d, kHeadRow<kDim>, lane);
     }
@@ -111,7 +109,7 @@ struct Queries {
     for (int d = 0; d < kDim; d += 16) {
       uint32_t b[4];
       load_fragment<false>(b, keys + d, kHeadRow<kDim>, lane);
-      if constexpr (kQueriesInRegisters<kDim>) {
+      if constexpr (kInRegisters) {
         mma(low, fragments[d / 16], b[0], b[1]);
         mma(high, fragments[d / 16], b[2], b[3]);
       } else {

@@ -2,7 +2,10 @@
 // head, the heads that share it times as many rows as fit, and walks over the splits of their keys; a warp owns 16 of
 // them. Keys and values of a split pass through shared memory, the next keys on their way while the values are used.
 // Reads 4 · head_dim bytes for each key, kv head and 64 queries.
+// Hopper has a kernel of its own for the usual heads (attention_tall.cuh), with the same sums.
 #include "cuda/attention.cuh"
+#include "cuda/attention_tall.cuh"
+#include "cuda/matmul.h"
 
 namespace tw::cuda {
 namespace {
@@ -180,13 +183,21 @@ void launch_prefill(const AttentionTask& task) {
          dim3(kThreads), kSharedBytes<kDim>, task.stream, task);
 }
 
+// Whether Hopper's own kernel takes heads of this size.
+bool takes_tall(int32_t head_dim) { return (head_dim == 64 || head_dim == 128) && has_hopper(); }
+
 }  // namespace
 
-int32_t prefill_tile_rows(int32_t num_heads, int32_t num_kv_heads) {
-  return kQueries / head_group(num_heads, num_kv_heads).per_tile;
+int32_t prefill_tile_rows(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim) {
+  return (takes_tall(head_dim) ? kTallQueries : kQueries) / head_group(num_heads, num_kv_heads).per_tile;
 }
 
 void attend_prefill(const AttentionTask& task) {
+#ifdef TW_CUDA_HOPPER
+  if (takes_tall(task.head_dim)) {
+    return task.head_dim == 64 ? launch_tall_prefill<64>(task) : launch_tall_prefill<128>(task);
+  }
+#endif
   switch (task.head_dim) {
     case 16: return launch_prefill<16>(task);
     case 32: return launch_prefill<32>(task);

@@ -80,7 +80,7 @@ class CudaBackend final : public Backend {
   void embed(MatrixHandle table) override;
   void project_qkv(VectorHandle gain, MatrixHandle qkv) override;
   void rope_append(int32_t layer) override;
-  void attend(int32_t layer) override;
+  void attend(int32_t layer, MatrixHandle reader) override;
   void project_add(Activation input, MatrixHandle matrix) override;
   void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) override;
   void project_logits(VectorHandle gain, MatrixHandle head) override;
@@ -122,7 +122,7 @@ class CudaBackend final : public Backend {
     return rows_ <= kFusedTokens && rows_ * (widest + 64) * 2 <= most_staged_bytes_;
   }
   void run(const PackedMatrix& matrix, MatmulTask task);
-  MatmulTask normed_input(VectorHandle gain, const int32_t* rows, int32_t num_tokens);
+  MatmulTask normed_input(VectorHandle gain, const PackedMatrix& matrix, const int32_t* rows, int32_t num_tokens);
   AttentionTask attention_task(int32_t layer) const;
 
   const int32_t device_;
@@ -157,6 +157,7 @@ class CudaBackend final : public Backend {
   DeviceBuffer logits_;         // FP32 [logit rows, logits_stride]
   DeviceBuffer partials_;
   DeviceBuffer arrivals_;
+  DeviceBuffer sums_, sum_arrivals_;  // MatmulScratch
   std::unique_ptr<StepInputs> inputs_;
   Sampler sampler_;
   PinnedBuffer foreign_weights_;  // of an injected fault
@@ -229,6 +230,8 @@ void CudaBackend::prepare(const ModelShape& shape, const StepLimits& limits) {
   logits_ = workspace<float>(limits.max_logit_rows * logits_stride_);
   partials_ = DeviceBuffer(&tracker_, Purpose::kWorkspace, kPartialBytes);
   arrivals_ = workspace<int32_t>(rows * shape.num_heads);
+  sums_ = DeviceBuffer(&tracker_, Purpose::kWorkspace, kScratchBytes);
+  sum_arrivals_ = workspace<int32_t>(kScratchArrivals);
   inputs_ = std::make_unique<StepInputs>(&tracker_, shape, limits);
   sampler_ = Sampler(&tracker_, limits.max_logit_rows, shape.vocab_size);
   TW_CUDA_CHECK(cudaDeviceSynchronize());
@@ -278,8 +281,9 @@ void CudaBackend::begin_step(const StepPlan& plan) {
     rows_ = logit_rows_ = bucket;
     max_splits_ = round_up_to_power_of_two(max_splits_);
   }
-  inputs_->upload(plan, rows_, one_row_each_ ? 0 : prefill_tile_rows(shape_.num_heads, shape_.num_kv_heads),
-                  stream_->get());
+  const int32_t tile_rows =
+      one_row_each_ ? 0 : prefill_tile_rows(shape_.num_heads, shape_.num_kv_heads, shape_.head_dim);
+  inputs_->upload(plan, rows_, tile_rows, stream_->get());
   if (!captured) return;
   graph_key_ = {bucket, max_splits_};
   if (graphs_.count(graph_key_) != 0) {
@@ -299,8 +303,10 @@ void CudaBackend::embed(MatrixHandle table) {
   }
 }
 
-// The task's input: `rows` of hidden (null for all), normalised here for many tokens and on the fly for few.
-MatmulTask CudaBackend::normed_input(VectorHandle handle, const int32_t* rows, int32_t num_tokens) {
+// The input of a product with `matrix`: `rows` of hidden (null for all), normalised here for many tokens and on the fly
+// for few.
+MatmulTask CudaBackend::normed_input(VectorHandle handle, const PackedMatrix& matrix, const int32_t* rows,
+                                     int32_t num_tokens) {
   const GainVector& vector = gain(handle);
   MatmulTask task{};
   task.num_tokens = num_tokens;
@@ -328,10 +334,12 @@ MatmulTask CudaBackend::normed_input(VectorHandle handle, const int32_t* rows, i
   norm.gain_factor = vector.factor;
   norm.gain = vector.values.as<float>();
   norm.out = normed_.as<__half>();
+  norm.tiled = takes_tiles(matrix.parts[0], num_tokens);
   norm.token_factors = token_factors_.as<float>();
   norm.stream = stream_->get();
   normalize(norm);
   task.input_kind = Input::kHalf;
+  task.tiled = norm.tiled;
   task.input = normed_.as<__half>();
   task.token_factors = token_factors_.as<float>();
   return task;
@@ -340,16 +348,17 @@ MatmulTask CudaBackend::normed_input(VectorHandle handle, const int32_t* rows, i
 void CudaBackend::run(const PackedMatrix& packed, MatmulTask task) {
   task.stream = stream_->get();
   task.bias = packed.bias.as<float>();
+  task.scratch = {sums_.as<float>(), static_cast<int64_t>(sums_.size() / sizeof(float)), sum_arrivals_.as<int32_t>(),
+                  kScratchArrivals};
   for (const PackedPart& part : packed.parts) {
     task.part = part;
-    task.tiled = takes_tiles(task.num_tokens);
     matmul(task);
   }
 }
 
 void CudaBackend::project_qkv(VectorHandle gain, MatrixHandle qkv) {
   if (mode_ == StepMode::kReplay) return;
-  MatmulTask task = normed_input(gain, nullptr, rows_);
+  MatmulTask task = normed_input(gain, matrix(qkv), nullptr, rows_);
   task.epilogue = Epilogue::kStore;
   task.out = qkv_.as<float>();
   task.out_stride = qkv_stride_;
@@ -373,7 +382,6 @@ AttentionTask CudaBackend::attention_task(int32_t layer) const {
   task.append = one_row_each_;
   task.queries = queries_.as<__half>();
   task.query_stride = attention_stride_;
-  task.tiled_out = takes_tiles(rows_);
   task.partials = partials_.as<float>();
   task.arrivals = arrivals_.as<int32_t>();
   task.out_stride = attention_stride_;
@@ -391,7 +399,7 @@ void CudaBackend::rope_append(int32_t layer) {
   tw::cuda::rope_append(task);
 }
 
-void CudaBackend::attend(int32_t layer) {
+void CudaBackend::attend(int32_t layer, MatrixHandle reader) {
   if (mode_ == StepMode::kReplay) return;
   AttentionTask task = attention_task(layer);
   const int64_t row_bytes = int64_t{4} * shape_.num_heads * max_splits_ * (shape_.head_dim + 2);
@@ -403,6 +411,7 @@ void CudaBackend::attend(int32_t layer) {
   const auto rows_per_launch = static_cast<int32_t>(std::min<int64_t>(fitting, 32768));
   task.qkv = qkv_.as<float>();
   task.out = attention_.as<__half>();
+  task.tiled_out = takes_tiles(matrix(reader).parts[0], rows_);
   task.step = inputs_->rows(0);
   for (int32_t first = 0; first < num_rows; first += rows_per_launch) {
     task.num_rows = std::min(rows_per_launch, num_rows - first);
@@ -427,6 +436,7 @@ void CudaBackend::project_add(Activation input, MatrixHandle handle) {
     task.square_stride_out = static_cast<int32_t>(square_stride_);
   }
   task.input_kind = Input::kHalf;
+  task.tiled = takes_tiles(matrix(handle).parts[0], rows_);
   if (input == Activation::kAttention) {
     task.input = attention_.as<__half>();
     task.input_stride = attention_stride_;
@@ -436,7 +446,7 @@ void CudaBackend::project_add(Activation input, MatrixHandle handle) {
     task.input_stride = ffn_stride_;
     task.input_magnitudes = magnitudes_.as<uint32_t>();
   } else {
-    scale_to_half(ffn_.as<float>(), ffn_stride_, rows_, ffn_half_.as<__half>(), token_factors_.as<float>(),
+    scale_to_half(ffn_.as<float>(), ffn_stride_, rows_, task.tiled, ffn_half_.as<__half>(), token_factors_.as<float>(),
                   stream_->get());
     task.input = ffn_half_.as<__half>();
     task.input_stride = ffn_stride_;
@@ -447,7 +457,7 @@ void CudaBackend::project_add(Activation input, MatrixHandle handle) {
 
 void CudaBackend::feed_forward_up(VectorHandle gain, MatrixHandle gate_up) {
   if (mode_ == StepMode::kReplay) return;
-  MatmulTask task = normed_input(gain, nullptr, rows_);
+  MatmulTask task = normed_input(gain, matrix(gate_up), nullptr, rows_);
   task.epilogue = Epilogue::kGateUp;
   task.out = ffn_.as<float>();
   task.out_stride = ffn_stride_;
@@ -457,7 +467,7 @@ void CudaBackend::feed_forward_up(VectorHandle gain, MatrixHandle gate_up) {
 
 void CudaBackend::project_logits(VectorHandle gain, MatrixHandle head) {
   if (mode_ != StepMode::kReplay) {
-    MatmulTask task = normed_input(gain, all_rows_wanted_ ? nullptr : inputs_->logit_rows(), logit_rows_);
+    MatmulTask task = normed_input(gain, matrix(head), all_rows_wanted_ ? nullptr : inputs_->logit_rows(), logit_rows_);
     task.epilogue = Epilogue::kStore;
     task.out = logits_.as<float>();
     task.out_stride = logits_stride_;

@@ -58,7 +58,7 @@ void run_matmul_test(TwCudaMatmulTest* test) {
 
   const int64_t stride = padded(test->num_cols, 64);
   const auto tokens = static_cast<size_t>(test->num_tokens);
-  const bool tiled = test->kernel < 0 ? tw::cuda::takes_tiles(test->num_tokens) : test->kernel != 0;
+  const bool tiled = test->kernel < 0 ? tw::cuda::takes_tiles(matrix.parts.at(0), test->num_tokens) : test->kernel != 0;
   std::vector<float> rows(tokens * static_cast<size_t>(stride));
   std::vector<__half> halves(static_cast<size_t>(padded(test->num_tokens, tw::cuda::kTokenPadding) * stride));
   std::vector<uint32_t> magnitudes(tokens);
@@ -107,10 +107,7 @@ void run_matmul_test(TwCudaMatmulTest* test) {
     task.input = device_rows.as<float>();
     task.input_magnitudes = device_magnitudes.as<uint32_t>();
   } else if (test->scaled != 0) {
-    if (tiled != tw::cuda::takes_tiles(test->num_tokens)) {
-      throw tw::Error(tw::ErrorCode::kInvalidRequest, "scaled inputs come in the layout for their number");
-    }
-    tw::cuda::scale_to_half(device_rows.as<float>(), stride, test->num_tokens, device_halves.as<__half>(),
+    tw::cuda::scale_to_half(device_rows.as<float>(), stride, test->num_tokens, tiled, device_halves.as<__half>(),
                             factors.as<float>(), stream.get());
     task.token_factors = factors.as<float>();
   }
@@ -122,6 +119,9 @@ void run_matmul_test(TwCudaMatmulTest* test) {
   task.out_stride = out_stride;
   task.tiled = tiled;
   task.kernel = test->kernel < 1 ? tw::cuda::Kernel::kAuto : static_cast<tw::cuda::Kernel>(test->kernel);
+  const DeviceBuffer sums(&tracker, Purpose::kWorkspace, tw::cuda::kScratchBytes);
+  const DeviceBuffer arrivals(&tracker, Purpose::kWorkspace, tw::cuda::kScratchArrivals * sizeof(int32_t));
+  task.scratch = {sums.as<float>(), tw::cuda::kScratchBytes / 4, arrivals.as<int32_t>(), tw::cuda::kScratchArrivals};
   task.stream = stream.get();
   TW_CUDA_CHECK(cudaDeviceSynchronize());  // a copy from pageable memory may still be on its way
   tw::cuda::matmul(task);

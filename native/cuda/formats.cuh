@@ -152,8 +152,9 @@ __device__ inline void store_scale(uint8_t* at, int lane, int words, int word, f
   reinterpret_cast<uint32_t*>(at)[index * words + word] = pack_half2(low, high);
 }
 
-// --- Formats. `value` is the plain reference; `unpack` gives the A fragments of a step's four instructions, which with
-// kFragments are the loaded registers themselves. ---
+// --- Formats. `value` is the plain reference; `unpack` gives the A fragments of instruction j of a step's four, which
+// with kFragments are loaded registers themselves. kMoreThanNibbles: codes are put together from
+// several words. ---
 
 template <bool kBrain>
 struct Float16Format {
@@ -161,6 +162,7 @@ struct Float16Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = true;
+  static constexpr bool kMoreThanNibbles = false;
   struct Raw {
     uint4 chunk[4];
   };
@@ -188,14 +190,11 @@ struct Float16Format {
     for (int i = 0; i < 4; ++i) raw.chunk[i] = load_stream<kSpace>(step + i * 512 + lane * 16);
     return raw;
   }
-  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      a[j][0] = raw.chunk[j].x;
-      a[j][1] = raw.chunk[j].y;
-      a[j][2] = raw.chunk[j].z;
-      a[j][3] = raw.chunk[j].w;
-    }
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
+    a[0] = raw.chunk[j].x;
+    a[1] = raw.chunk[j].y;
+    a[2] = raw.chunk[j].z;
+    a[3] = raw.chunk[j].w;
   }
 };
 
@@ -205,6 +204,7 @@ struct Float32Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 2;
   static constexpr bool kFragments = true;
+  static constexpr bool kMoreThanNibbles = false;
   struct Raw {
     Half::Raw part[2];
   };
@@ -234,8 +234,8 @@ struct Float32Format {
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
     return {{Half::load<kSpace>(step, super, lane), Half::load<kSpace>(step + 2048, super, lane)}};
   }
-  __device__ __forceinline__ static void unpack(const Raw& raw, int lane, int pass, uint32_t (&a)[4][4]) {
-    Half::unpack(raw.part[pass], lane, 0, a);
+  __device__ __forceinline__ static void unpack(const Raw& raw, int lane, int pass, int j, uint32_t (&a)[4]) {
+    Half::unpack(raw.part[pass], lane, 0, j, a);
   }
 };
 
@@ -244,6 +244,7 @@ struct Q8_0Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
+  static constexpr bool kMoreThanNibbles = false;
   struct Raw {
     uint4 codes[2];
     uint32_t scales;
@@ -276,16 +277,14 @@ struct Q8_0Format {
     raw.scales = load_const<uint32_t, kSpace>(step + 1024 + (lane >> 1) * 4);
     return raw;
   }
-  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
     const uint32_t scale[2] = {broadcast_low(raw.scales), broadcast_high(raw.scales)};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t words[4] = {raw.codes[half].x, raw.codes[half].y, raw.codes[half].z, raw.codes[half].w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {  // 1024 + code + 128
-        a[j][half] = scaled(__byte_perm(words[j], 0x64646464u, 0x4140), 0x64806480u, scale[half]);
-        a[j][2 + half] = scaled(__byte_perm(words[j], 0x64646464u, 0x4342), 0x64806480u, scale[half]);
-      }
+      // 1024 + code + 128
+      a[half] = scaled(__byte_perm(words[j], 0x64646464u, 0x4140), 0x64806480u, scale[half]);
+      a[2 + half] = scaled(__byte_perm(words[j], 0x64646464u, 0x4342), 0x64806480u, scale[half]);
     }
   }
 };
@@ -300,6 +299,7 @@ struct NibbleFormat {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
+  static constexpr bool kMoreThanNibbles = kFifth;
   static constexpr int kHead = kMinimum ? 4 : 2;
   static constexpr int kBlockBytes = kHead + (kFifth ? 4 : 0) + 16;
   static constexpr float kMiddle = kFifth ? 16.0f : 8.0f;
@@ -355,7 +355,7 @@ struct NibbleFormat {
     }
     return raw;
   }
-  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
     const uint32_t bias = opaque_bias();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -365,13 +365,13 @@ struct NibbleFormat {
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
-      for (int pair = 0; pair < 8; ++pair) {
+      for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
         const uint32_t above = kFifth ? fifth_pair(raw.fifth, pair, half == 1, bias) : bias;
         const uint32_t code = nibble_pair(w0, w1, pair, above);
         const uint32_t factor = lies_high(pair) ? high_scale : scale;
         // 1024 and the middle code, itself times 16 where the pair lies high
         const uint32_t middle = 0x64006400u + (kFifth ? 0x00100010u : 0x00080008u) * (lies_high(pair) ? 16 : 1);
-        a[pair / 2][pair % 2 * 2 + half] = kMinimum ? scaled_plus(code, factor, minimum) : scaled(code, middle, factor);
+        a[pair % 2 * 2 + half] = kMinimum ? scaled_plus(code, factor, minimum) : scaled(code, middle, factor);
       }
     }
   }
@@ -396,6 +396,7 @@ struct GroupedFormat {
   static constexpr int kSuperBytes = 64;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
+  static constexpr bool kMoreThanNibbles = kFifth;
   static constexpr int kBlockBytes = kFifth ? 176 : 144;
   struct Raw {
     uint4 nibbles;
@@ -448,7 +449,7 @@ struct GroupedFormat {
     raw.supers = load_const<uint2, kSpace>(super + (lane >> 2) * 8);
     return raw;
   }
-  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
     const uint32_t bias = opaque_bias();
     // value = d · (group scale · code) - m, whose inner product is exact in FP16, with m = dmin · (group minimum).
     // Pairs of what rows r and r + 8 have of each:
@@ -472,12 +473,12 @@ struct GroupedFormat {
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
-      for (int pair = 0; pair < 8; ++pair) {
+      for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
         const uint32_t above = kFifth ? fifth_pair(raw.fifth, pair, half == 1, bias) : bias;
         const __half2 code = as_half2(nibble_pair(w0, w1, pair, above));
         const __half2 product =
             lies_high(pair) ? __hfma2(code, high_scale, high_bias) : __hfma2(code, group_scale, group_bias);
-        a[pair / 2][pair % 2 * 2 + half] = as_u32(__hfma2(product, super_scale, minimum));
+        a[pair % 2 * 2 + half] = as_u32(__hfma2(product, super_scale, minimum));
       }
     }
   }
@@ -488,6 +489,7 @@ struct Q6_KFormat {
   static constexpr int kSuperBytes = 32;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
+  static constexpr bool kMoreThanNibbles = true;
   static constexpr int kBlockBytes = 210;
   struct Raw {
     uint4 nibbles;
@@ -537,7 +539,7 @@ struct Q6_KFormat {
     raw.supers = load_const<uint32_t, kSpace>(super + (lane >> 2) * 4);
     return raw;
   }
-  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, uint32_t (&a)[4][4]) {
+  __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
     const uint32_t bias = opaque_bias();
     // Signed bytes, 128 up as unsigned ones.
     const __half2 offset = as_half2(0x58005800u);  // 128
@@ -553,17 +555,24 @@ struct Q6_KFormat {
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
       const uint32_t top = half == 0 ? raw.top.x : raw.top.y;
 #pragma unroll
-      for (int pair = 0; pair < 8; ++pair) {
+      for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
         const int shift = 2 * pair - (lies_high(pair) ? 8 : 4);
         const uint32_t above =
             masked_or(shift < 0 ? top << -shift : top >> shift, lies_high(pair) ? 0x03000300u : 0x00300030u, bias);
         const uint32_t code = nibble_pair(w0, w1, pair, above);
-        a[pair / 2][pair % 2 * 2 + half] =
+        a[pair % 2 * 2 + half] =
             lies_high(pair) ? scaled(code, 0x66006600u, high_scale) : scaled(code, 0x64206420u, scale);
       }
     }
   }
 };
+
+// The A fragments of all four instructions of a step.
+template <class Format>
+__device__ __forceinline__ void unpack_step(const typename Format::Raw& raw, int lane, int pass, uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) Format::unpack(raw, lane, pass, j, a[j]);
+}
 
 using F32Format = Float32Format;
 using F16Format = Float16Format<false>;

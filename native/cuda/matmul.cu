@@ -34,6 +34,16 @@ bool has_hopper() {
 #endif
 }
 
+// By what either layout's kernels take on an H200: few tokens are many to a large matrix.
+bool takes_tiles(const PackedPart& part, int32_t num_tokens) {
+  if (num_tokens <= 16 || !has_hopper()) return num_tokens > 64;
+  constexpr int32_t kManyTiles = 256;
+  if (num_tokens > 32) return num_tokens > 64 || part.num_tiles >= kManyTiles;
+  const DType dtype = part.dtype;
+  const bool unpacks = dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16;
+  return part.num_tiles >= kManyTiles && part.num_tiles * part.num_steps >= (unpacks ? 48 : 96) * 1024;
+}
+
 void matmul(const MatmulTask& task) {
   if (task.num_tokens < 1 || task.input_stride % 64 != 0 || task.part.num_splits > task.part.num_steps ||
       (task.tiled && task.input_kind != Input::kHalf)) {

@@ -25,12 +25,34 @@ enum class Epilogue : int32_t {
   kGateUp,  // out = silu(gate) · up; the row's largest magnitude goes to `magnitudes`
 };
 
-// The kernels for many tokens: for any device (matmul_wide.cuh) or Hopper (matmul_hopper.cuh), by themselves or in
-// pairs of blocks.
-enum class Kernel : int32_t { kAuto, kWide, kFlat, kTall64, kTall64Pairs, kTall128, kTall128Pairs };
+// The kernels for many tokens: for any device (matmul_wide.cuh) or Hopper (matmul_hopper.cuh). Those of matmul_tall.cuh
+// have 32, 64 or 128 tokens a tile of outputs; tiles are dealt out whole, by pieces of the inputs, or to pairs of
+// blocks.
+enum class Kernel : int32_t {
+  kAuto,
+  kWide,
+  kFlat,
+  kTall32,
+  kTall64,
+  kTall128,
+  kTall32Pieces,
+  kTall64Pieces,
+  kTall128Pairs
+};
 
 // Tokens whose input may be kNormed or kScaled.
 constexpr int kFusedTokens = 8;
+
+// Device memory in which blocks meet that share a tile of outputs.
+struct MatmulScratch {
+  float* sums;
+  int64_t num_floats;
+  int32_t* arrivals;  // zero between products
+  int32_t num_arrivals;
+};
+// What the products of the models that we know need; with less, tiles are dealt out whole.
+constexpr int64_t kScratchBytes = int64_t{80} << 20;
+constexpr int32_t kScratchArrivals = 16384;
 
 struct MatmulTask {
   PackedPart part;
@@ -60,11 +82,15 @@ struct MatmulTask {
 
   bool tiled;     // the inputs are in the layout for many tokens (activations.h); else in rows. Needs kHalf
   Kernel kernel;  // one for many tokens; tests name it
+  MatmulScratch scratch;
   cudaStream_t stream;
 };
 
 // Launches the kernel for the inputs' layout, the task's size and the device.
 void matmul(const MatmulTask& task);
+
+// Whether a product of this many tokens takes its inputs in the layout for many (activations.h).
+bool takes_tiles(const PackedPart& part, int32_t num_tokens);
 
 // Whether the current device runs, and this build has, code for sm_90a.
 bool has_hopper();

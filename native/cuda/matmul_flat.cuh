@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(FlatBlock::kThreads, 1) flat_kernel(const __gr
   uint32_t fragments[kUnpacks ? 2 : 1][Format::kPasses][4][4];
   const auto unpack = [&](uint32_t (&into)[Format::kPasses][4][4], const typename Format::Raw& from) {
 #pragma unroll
-    for (int pass = 0; pass < Format::kPasses; ++pass) Format::unpack(from, lane, pass, into[pass]);
+    for (int pass = 0; pass < Format::kPasses; ++pass) unpack_step<Format>(from, lane, pass, into[pass]);
   };
   if constexpr (kUnpacks) {
     unpack(fragments[0], raw[0]);

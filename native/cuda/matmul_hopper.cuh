@@ -1,47 +1,64 @@
 // Which of Hopper's kernels for many tokens a product takes. They differ in time alone.
 #pragma once
 
+#include <iterator>
+#include <utility>
+
 #include "cuda/matmul_flat.cuh"
 #include "cuda/matmul_tall.cuh"
 
 namespace tw::cuda {
 
-// Nanoseconds of a product whose blocks have `rows` × `tokens` outputs, and how many blocks there are.
-struct KernelCost {
-  int64_t blocks;
-  int64_t nanoseconds;
-
-  // Measured on an H200 with BF16 weights: a step of 64 inputs, and a tile's beginning and end.
-  static KernelCost of(const MatmulTask& task, int processors, int rows, int tokens, int step, int ends) {
-    const int64_t blocks =
-        ((int64_t{task.num_tokens} + tokens - 1) / tokens) * ((int64_t{task.part.num_tiles} * 16 + rows - 1) / rows);
-    return {blocks, (blocks + processors - 1) / processors * (int64_t{task.part.num_steps} * step + ends)};
-  }
+// What a kernel's parts take on an H200, in nanoseconds: a step of 64 inputs, a tile's end, a launch, and what blocks
+// that share a tile need to meet.
+struct KernelTimes {
+  int64_t step, end, launch, meeting;
 };
+
+// A product's time whose blocks have `rows` × `tokens` outputs.
+inline int64_t time_of_tiles(const MatmulTask& task, int processors, int rows, int tokens, const KernelTimes& times) {
+  const int64_t tiles =
+      ((int64_t{task.num_tokens} + tokens - 1) / tokens) * ((int64_t{task.part.num_tiles} * 16 + rows - 1) / rows);
+  return (tiles + processors - 1) / processors * (task.part.num_steps * times.step + times.end) + times.launch;
+}
+
+template <class Shape>
+int64_t time_of_pieces(const MatmulTask& task, int processors, const KernelTimes& times) {
+  const int token_tiles = (task.num_tokens + Shape::kTokens - 1) / Shape::kTokens;
+  const int row_tiles = (task.part.num_tiles + Shape::kTiles - 1) / Shape::kTiles;
+  const auto deal = PieceDeal<Shape>::of(task, token_tiles, row_tiles, processors);
+  if (!deal.fits) return INT64_MAX;
+  const int64_t units = (row_tiles * task.part.num_splits + deal.group_blocks - 1) / deal.group_blocks;
+  return units * task.part.num_steps * times.step / task.part.num_splits + times.end + times.launch + times.meeting;
+}
+
+inline Kernel choose_kernel(const MatmulTask& task) {
+  const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  constexpr KernelTimes kOfFlat{255, 5000, 0, 0};
+  constexpr KernelTimes kOf32{298, 1500, 2000, 10000};
+  constexpr KernelTimes kOf64{314, 2500, 3000, 16000};
+  constexpr KernelTimes kOf128{330, 4000, 3000, 0};
+  // Where many blocks meet, two sharing the inputs are faster.
+  const Kernel whole128 = task.num_tokens >= 1024 ? Kernel::kTall128Pairs : Kernel::kTall128;
+  const std::pair<int64_t, Kernel> times[] = {
+      {time_of_tiles(task, processors, 128, 128, kOf128), whole128},
+      {time_of_tiles(task, processors, 128, 64, kOf64), Kernel::kTall64},
+      {time_of_tiles(task, processors, 128, 32, kOf32), Kernel::kTall32},
+      {time_of_tiles(task, processors, 64, 64, kOfFlat), Kernel::kFlat},
+      {time_of_pieces<TallShape<64>>(task, processors, kOf64), Kernel::kTall64Pieces},
+      {time_of_pieces<TallShape<32>>(task, processors, kOf32), Kernel::kTall32Pieces}};
+  return std::min_element(std::begin(times), std::end(times))->second;
+}
 
 template <class Format>
 void launch_hopper(const MatmulTask& task) {
-  Kernel kernel = task.kernel;
-  if (kernel == Kernel::kAuto) {
-    const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
-    const KernelCost flat = KernelCost::of(task, processors, 64, 64, 255, 4000);
-    const KernelCost tall64 = KernelCost::of(task, processors, 64, 128, 320, 3000);
-    const KernelCost tall128 = KernelCost::of(task, processors, 128, 128, 370, 3000);
-    // Where many blocks meet, L2 is the bound, and two sharing the inputs are faster.
-    const bool crowded = task.num_tokens >= 1024;
-    if (flat.nanoseconds < std::min(tall64.nanoseconds, tall128.nanoseconds)) {
-      kernel = Kernel::kFlat;
-    } else if (tall64.nanoseconds < tall128.nanoseconds) {
-      kernel = Kernel::kTall64;
-    } else {
-      kernel = crowded ? Kernel::kTall128Pairs : Kernel::kTall128;
-    }
-  }
-  switch (kernel) {
-    case Kernel::kTall64: return launch_tall<Format, TallShape64>(task, 1);
-    case Kernel::kTall64Pairs: return launch_tall<Format, TallShape64>(task, 2);
-    case Kernel::kTall128: return launch_tall<Format, TallShape128>(task, 1);
-    case Kernel::kTall128Pairs: return launch_tall<Format, TallShape128>(task, 2);
+  switch (task.kernel == Kernel::kAuto ? choose_kernel(task) : task.kernel) {
+    case Kernel::kTall32: return launch_tall<Format, TallShape<32>>(task, Deal::kTiles);
+    case Kernel::kTall64: return launch_tall<Format, TallShape<64>>(task, Deal::kTiles);
+    case Kernel::kTall128: return launch_tall<Format, TallShape<128>>(task, Deal::kTiles);
+    case Kernel::kTall32Pieces: return launch_tall<Format, TallShape<32>>(task, Deal::kPieces);
+    case Kernel::kTall64Pieces: return launch_tall<Format, TallShape<64>>(task, Deal::kPieces);
+    case Kernel::kTall128Pairs: return launch_tall<Format, TallShape<128>>(task, Deal::kPairs);
     default: return launch_flat<Format>(task);
   }
 }

@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
 #pragma unroll
         for (int pass = 0; pass < Format::kPasses; ++pass) {
           uint32_t a[4][4];
-          Format::unpack(raw, lane, pass, a);
+          unpack_step<Format>(raw, lane, pass, a);
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
 #pragma unroll

@@ -1,212 +1,171 @@
-// Matrix products for many tokens on Hopper (sm_90a): wgmma with the inputs in shared memory. Producers' warps fill a
-// ring of stages, 64 inputs each: the copy engine brings the tokens' inputs as they lie in memory (activations.h), and
-// FP16 weights as stored, which consumers load as fragments; other weights are unpacked, a tile of 16 rows a warp, into
-// the layout of the inputs. Two consuming warp groups have 64 outputs each, of their own rows or tokens. A block stays
-// and takes one tile of outputs after another, so the next one's first stages fill while outputs are written. Blocks
-// may form clusters of consecutive rows and the same tokens: each copies a part of the inputs to all.
+// Matrix products of more than a few tokens on Hopper (sm_90a): wgmma with the weights in registers and the inputs in
+// shared memory. Producers' warps fill a ring of stages by the copy engine: the weights as stored, and the tokens'
+// inputs as they lie in memory (activations.h). Two consuming warp groups have 64 rows each; their warps unpack the
+// fragments of a step while the instructions of the step before run. A block stays and takes one tile of outputs after
+// another, so the next one's first stages fill while outputs are written.
+//
+// Tiles are dealt out whole or by pieces of the inputs (matmul.h). A block that sums some pieces of a tile leaves them
+// in device memory: the sum of the first ones, and each later one by itself; whoever of the tile's blocks ends last
+// adds them in order. Whole tiles may go to clusters of two blocks, of consecutive rows and the same tokens: each
+// copies half of the inputs to both.
 //
 // The sums are those of the kernel for few tokens: 16 inputs an instruction in order of k within a piece, the pieces
 // added in order.
 //
-// Bytes from L2 of a stage of 128 × 128: 64 inputs of 128 rows as stored, and 16 KiB of inputs / blocks of the cluster.
+// Bytes from L2 of a step of 128 rows × 128 tokens: 64 inputs of 128 rows as stored, and 16 KiB of inputs / blocks of
+// the cluster. Shared memory moves these in and out, and the inputs once more: with FP16 weights 80 KiB of 64 that fit
+// into the time of the instructions, with 4-bit ones 58.
 #pragma once
 
-#include <algorithm>
+#include <type_traits>
 
 #include "cuda/hopper.cuh"
 #include "cuda/matmul_narrow.cuh"
 #include "cuda/matmul_wide.cuh"
 #include "cuda/output_rows.cuh"
+#include "cuda/tall_tiles.cuh"
 
 namespace tw::cuda {
-
-// kRowGroups · kTokenGroups = 2 warp groups, each with 64 outputs of kGroupTokens tokens.
-template <int kRowGroupsOf, int kTokenGroupsOf, int kGroupTokensOf>
-struct TallShape {
-  static constexpr int kRowGroups = kRowGroupsOf;
-  static constexpr int kTokenGroups = kTokenGroupsOf;
-  static constexpr int kGroupTokens = kGroupTokensOf;
-  static constexpr int kTiles = kRowGroups * 4;  // of 16 rows
-  static constexpr int kTokens = kTokenGroups * kGroupTokens;
-  static constexpr int kGroups = kGroupTokens / 8;
-  static constexpr int kInputBytes = kTokens * 128;  // of a stage
-  // Outputs on their way out, a warp group's [tokens][kSumRow].
-  static constexpr int kExchangeTokens = 64;
-  static constexpr int kSumRow = 64 + 4;
-  static constexpr int kExchangeBytes = 2 * kExchangeTokens * kSumRow * 4;
-};
 
 // How a block with weights of a format is made up.
 template <class Format, class Shape>
 struct TallBlock {
-  // Fragments as stored are copied as they are; a consumer takes them into registers. Others are unpacked.
-  static constexpr bool kCopied = Format::kFragments && Format::kPasses == 1;
-  static constexpr int kProducerWarps = kCopied ? 4 : Shape::kTiles;
-  static constexpr int kOwnTiles = Shape::kTiles / kProducerWarps;
-  static constexpr int kThreads = kProducerWarps * 32 + 256;
-  // Registers of a thread: the sums of a piece and of all pieces; what unpacking needs. Together no more than what a
+  static constexpr int kProducerWarps = 4;
+  static constexpr int kThreads = kProducerWarps * 32 + kConsumers;
+  // Registers of a thread: the sums of a piece and of all pieces, two steps' fragments. Together no more than what a
   // block is launched with.
-  static constexpr int kConsumerRegisters = kCopied ? 232 : kProducerWarps == 8 ? 168 : 184;
-  static constexpr int kProducerRegisters = kCopied ? 40 : kProducerWarps == 8 ? 88 : 136;
+  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 40;
 
-  static constexpr int kWeightBytes = Format::kPasses * Shape::kTiles * 2048;  // of a stage: [pass][rows][128]
-  static constexpr int kStageBytes = kWeightBytes + Shape::kInputBytes;
-  // A producer's ring of stored weights, in steps of a tile.
-  static constexpr int kFittingItems = 7168 / tw::cuda::kStageBytes<Format>;
-  static constexpr int kItems = kFittingItems < 2 ? 2 : kFittingItems < 6 ? kFittingItems : 6;
-  static constexpr int kItemBytes = kCopied ? 0 : kProducerWarps * kItems * tw::cuda::kStageBytes<Format>;
-  static constexpr int kFitting = (230000 - 1024 - Shape::kExchangeBytes - kItemBytes) / (kStageBytes + 16);
-  static constexpr int kStages = kFitting < 8 ? kFitting : 8;
-  static constexpr int kBytes = 1024 + kStages * (kStageBytes + 16) + Shape::kExchangeBytes + kItemBytes;
+  // Whether a step's stored weights leave shared memory while the instructions before are issued, not after. Fragments
+  // have no place until then, and what takes long to unpack lost by it.
+  static constexpr bool kFetchesEarly = !Format::kFragments && !Format::kMoreThanNibbles;
+
+  // Small steps come in twos, since each copy costs the time of its request.
+  static constexpr int kSteps = Format::kStepBytes < 2048 ? 2 : 1;
+  // A tile's part of a stage: steps, then the supers that they may need.
+  static constexpr int kTileBytes = kSteps * Format::kStepBytes + kSteps * Format::kSuperBytes;
+  static constexpr int kWeightBytes = (Shape::kTiles * kTileBytes + 1023) / 1024 * 1024;
+  static constexpr int kStageBytes = kWeightBytes + kSteps * Shape::kInputBytes;
+  static constexpr int kFitting = (232000 - 1024 - Shape::kExchangeBytes) / (kStageBytes + 16);
+  static constexpr int kStages = kFitting < 12 ? kFitting : 12;
+  static constexpr int kBytes = 1024 + kStages * (kStageBytes + 16) + Shape::kExchangeBytes;
 };
 
-// Which outputs a cluster computes next: pairs of (rows of the cluster, tokens), tokens first.
-class TileCursor {
- public:
-  __device__ __forceinline__ TileCursor(int token_tiles, int num_tiles, int first, int stride)
-      : token_tiles_(token_tiles), num_tiles_(num_tiles), stride_(stride), at_(first) {
-    split();
-  }
-  __device__ __forceinline__ bool done() const { return at_ >= num_tiles_; }
-  __device__ __forceinline__ int rows() const { return rows_; }
-  __device__ __forceinline__ int tokens() const { return tokens_; }
+// A place in the ring: where the stage is, and its barriers: full, then empty.
+template <class Block>
+struct StageCursor {
+  uint32_t barrier;
+  uint32_t parity = 0;
+  uint32_t offset = 0;
+
+  __device__ __forceinline__ explicit StageCursor(uint32_t barriers) : barrier(barriers) {}
   __device__ __forceinline__ void advance() {
-    at_ += stride_;
-    split();
+    offset += static_cast<uint32_t>(Block::kStageBytes);
+    barrier += 16;
+    if (offset < static_cast<uint32_t>(Block::kStages * Block::kStageBytes)) return;
+    offset = 0;
+    barrier -= Block::kStages * 16;
+    parity ^= 1;
   }
-
- private:
-  __device__ __forceinline__ void split() {
-    rows_ = at_ / token_tiles_;
-    tokens_ = at_ - rows_ * token_tiles_;
-  }
-  const int token_tiles_;
-  const int num_tiles_;
-  const int stride_;
-  int at_;
-  int rows_, tokens_;
 };
-
-struct TallTask {
-  MatmulTask product;
-  int32_t token_tiles;
-  int32_t num_tiles;  // token_tiles · rows of clusters
-};
-
-// The barriers of stage `slot`: full, then empty.
-__device__ __forceinline__ uint32_t full_barrier(uint32_t barriers, uint32_t slot) { return barriers + slot * 16; }
-__device__ __forceinline__ uint32_t empty_barrier(uint32_t barriers, uint32_t slot) { return barriers + slot * 16 + 8; }
-
-// A lane's four fragments of a step of a tile, as formats.cuh stores them.
-__device__ __forceinline__ void load_fragments(uint32_t (&a)[4][4], uint32_t address) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[j][0]), "=r"(a[j][1]), "=r"(a[j][2]), "=r"(a[j][3])
-                 : "r"(address + static_cast<uint32_t>(j * 512))
-                 : "memory");
-  }
-}
-
-// The four fragments of a step of a tile into shared memory at `tile`.
-__device__ __forceinline__ void store_fragments(uint32_t tile, const uint32_t (&a)[4][4], int lane) {
-  const int row = (lane & 7) + (lane >> 3 & 1) * 8;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const int chunk = (2 * j + (lane >> 4)) ^ (lane & 7);
-    store_matrices(tile + static_cast<uint32_t>(row * 128 + chunk * 16), a[j]);
-  }
-}
 
 // Where a block stands in its cluster and the cluster in the grid.
 struct TallPlace {
-  int first_cluster;
+  int cluster;
   int num_clusters;
   uint32_t rank;
   uint32_t cluster_size;
 
-  __device__ __forceinline__ TileCursor tiles(const TallTask& tall) const {
-    return {tall.token_tiles, tall.num_tiles, first_cluster, num_clusters};
-  }
+  __device__ __forceinline__ Segments segments(const TallTask& tall) const { return {tall, cluster, num_clusters}; }
   // The first tile of 16 rows of the block's outputs.
   template <class Shape>
-  __device__ __forceinline__ int first_tile(const TileCursor& at) const {
+  __device__ __forceinline__ int first_tile(const Segments& at) const {
     return (at.rows() * static_cast<int>(cluster_size) + static_cast<int>(rank)) * Shape::kTiles;
   }
 };
 
-// One of the copies that fill a stage, asked for by one thread: the same every step, a step further on. An own copy per
-// warp, since the copies of a warp's lanes are issued one after another.
+// The producers' warps: each asks for some of a stage's copies. An own thread per copy, since the copies of a warp's
+// lanes are issued one after another.
 template <class Format, class Shape>
-class StageCopy {
- public:
+__device__ __forceinline__ void produce(const TallTask& tall, uint32_t ring, uint32_t barriers,
+                                        const TallPlace& where) {
   using Block = TallBlock<Format, Shape>;
-  static constexpr int kInputs = Shape::kTokens / kTokenBlock;
-  // Copy `index` of the inputs: the block's share of 64 tokens, for all blocks of the cluster.
-  __device__ __forceinline__ StageCopy(const MatmulTask& task, const TallPlace& place, int index)
-      : index_(index), stride_(task.input_stride / 64 * kWideBlockBytes), last_((task.num_tokens - 1) / kTokenBlock) {
-    bytes_ = static_cast<uint32_t>(kWideBlockBytes) / place.cluster_size;
-    blocks_ = static_cast<uint16_t>((1u << place.cluster_size) - 1);
-    first_ = static_cast<const uint8_t*>(task.input) + place.rank * bytes_;
-    to_ = static_cast<uint32_t>(Block::kWeightBytes + index * kWideBlockBytes) + place.rank * bytes_;
-  }
-  // Past the last token any inputs will do.
-  __device__ __forceinline__ void open(const TileCursor& at) {
-    from_ = first_ + min(at.tokens() * kInputs + index_, last_) * stride_;
-  }
-  __device__ __forceinline__ void ask(uint32_t stage, uint32_t full) {
-    if (blocks_ == 1) {
-      copy_bulk(stage + to_, from_, static_cast<int>(bytes_), full);
-    } else {
-      copy_bulk_to(blocks_, stage + to_, from_, bytes_, full);
-    }
-    from_ += kWideBlockBytes;
-  }
-
- private:
-  const int index_;
-  const int64_t stride_;
-  const int last_;
-  uint32_t bytes_, to_;
-  uint16_t blocks_;
-  const uint8_t* first_;
-  const uint8_t* from_ = nullptr;
-};
-
-// The producers' warps for formats that are copied as stored: each asks for some of a stage's tiles, and of the inputs.
-template <class Format, class Shape>
-__device__ __forceinline__ void produce_copies(const TallTask& tall, uint32_t ring, uint32_t barriers,
-                                               const TallPlace& where) {
-  using Block = TallBlock<Format, Shape>;
-  const PackedPart& part = tall.product.part;
-  const int warp = static_cast<int>(threadIdx.x) >> 5;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  StageCopy<Format, Shape> inputs(tall.product, where, warp);
-  RingPlace<Block::kStages> place;
+  const MatmulTask& task = tall.product;
+  const PackedPart& part = task.part;
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);  // known to be the same for all lanes
+  const bool asks = elect_one();
+  // Of a block of 64 tokens, or as many of it as the shape has.
+  constexpr int kBlockBytes = Shape::kInputBytes / Shape::kTokenBlocks;
+  const uint32_t share = static_cast<uint32_t>(kBlockBytes) / where.cluster_size;
+  const auto blocks = static_cast<uint16_t>((1u << where.cluster_size) - 1);
+  const int64_t stride = task.input_stride / 64 * kWideBlockBytes;
+  const int last_block = (task.num_tokens - 1) / kTokenBlock;
+  // The warp's own copies of inputs: blocks of 64 tokens of a step or the one after.
+  constexpr int kInputCopies =
+      (Shape::kTokenBlocks * Block::kSteps + Block::kProducerWarps - 1) / Block::kProducerWarps;
+  constexpr int kTileCopies = Shape::kTiles / Block::kProducerWarps;
+  const int block = warp % Shape::kTokenBlocks;
+  const int ahead = warp / Shape::kTokenBlocks;
+  static_assert(kInputCopies == 1, "a warp copies one block of inputs at most");
+  const uint32_t inputs_to = Block::kWeightBytes +
+                             static_cast<uint32_t>(ahead * Shape::kInputBytes + block * kBlockBytes) +
+                             where.rank * share;
+  const uint32_t weights_to = static_cast<uint32_t>(warp * Block::kTileBytes);
+  StageCursor<Block> place(barriers);
   bool awaited = false;
-  for (TileCursor at = where.tiles(tall); !at.done(); at.advance()) {
-    const uint8_t* weights[Block::kOwnTiles];
+  for (Segments at = where.segments(tall); !at.done(); at.advance()) {
+    const int begin = tall.begins[at.first_piece()];
+    const int end = tall.begins[at.end_piece()];
+    const uint8_t* weights[kTileCopies];
 #pragma unroll
-    for (int t = 0; t < Block::kOwnTiles; ++t) {
+    for (int t = 0; t < kTileCopies; ++t) {
       const int tile = where.first_tile<Shape>(at) + t * Block::kProducerWarps + warp;
-      weights[t] = part.tiles + min(tile, part.num_tiles - 1) * part.tile_stride;
+      weights[t] = part.tiles + min(tile, part.num_tiles - 1) * part.tile_stride + begin * Format::kStepBytes;
     }
-    inputs.open(at);
-    for (int step = 0; step < part.num_steps; ++step) {
-      const uint32_t full = full_barrier(barriers, place.slot);
-      const uint32_t stage = ring + place.slot * static_cast<uint32_t>(Block::kStageBytes);
+    // From the weights of a step to its super.
+    int to_super = (part.num_steps - begin) * Format::kStepBytes + begin / 4 * Format::kSuperBytes;
+    // Past the last token any inputs will do.
+    const int first_block = at.tokens() * Shape::kTokens / kTokenBlock + block;
+    const int within = at.tokens() * Shape::kTokens % kTokenBlock * 128;
+    const uint8_t* inputs = static_cast<const uint8_t*>(task.input) + min(first_block, last_block) * stride +
+                            int64_t{begin + ahead} * kWideBlockBytes + within + where.rank * share;
+    for (int step = begin; step < end; step += Block::kSteps) {
+      const int steps = min(Block::kSteps, end - step);
+      const uint32_t full = place.barrier;
+      const uint32_t stage = ring + place.offset;
+      const int supers = Format::kSuperBytes == 0 ? 0 : (step + steps - 1) / 4 - step / 4 + 1;
       // A fresh barrier counts as past the phase before its first.
-      barrier_wait(empty_barrier(barriers, place.slot), place.parity ^ 1);
-      if (lane == 0) {
-        if (warp == 0) barrier_expect(full, Block::kStageBytes);
+      barrier_wait(full + 8, place.parity ^ 1);
+      if (asks) {
+        if (warp == 0) {
+          barrier_expect(full, Shape::kTiles * (steps * Format::kStepBytes + supers * Format::kSuperBytes) +
+                                   steps * Shape::kInputBytes);
+        }
 #pragma unroll
-        for (int t = 0; t < Block::kOwnTiles; ++t) {
-          copy_bulk(stage + static_cast<uint32_t>((t * Block::kProducerWarps + warp) * 2048), weights[t], 2048, full);
-          weights[t] += 2048;
+        for (int t = 0; t < kTileCopies; ++t) {
+          const uint32_t to = stage + weights_to + static_cast<uint32_t>(t * Block::kProducerWarps * Block::kTileBytes);
+          copy_bulk(to, weights[t], steps * Format::kStepBytes, full);
+          if constexpr (Format::kSuperBytes > 0) {
+            copy_bulk(to + Block::kSteps * Format::kStepBytes, weights[t] + to_super, supers * Format::kSuperBytes,
+                      full);
+          }
+          weights[t] += Block::kSteps * Format::kStepBytes;
+        }
+        if constexpr (Format::kSuperBytes > 0) {
+          to_super +=
+              ((step + Block::kSteps) / 4 - step / 4) * Format::kSuperBytes - Block::kSteps * Format::kStepBytes;
         }
         if (!awaited) await_predecessor();
         awaited = true;
-        if (warp < StageCopy<Format, Shape>::kInputs) inputs.ask(stage, full);
+        if (warp < Shape::kTokenBlocks * Block::kSteps && ahead < steps) {
+          if (blocks == 1) {
+            copy_bulk(stage + inputs_to, inputs, static_cast<int>(share), full);
+          } else {
+            copy_bulk_to(blocks, stage + inputs_to, inputs, share, full);
+          }
+          inputs += Block::kSteps * kWideBlockBytes;
+        }
       }
       __syncwarp();
       place.advance();
@@ -214,246 +173,194 @@ __device__ __forceinline__ void produce_copies(const TallTask& tall, uint32_t ri
   }
 }
 
-// A producer's ring of stored weights: an item is a step of its tile.
-template <class Format, class Shape>
-class ItemRing {
- public:
-  using Block = TallBlock<Format, Shape>;
-  __device__ __forceinline__ ItemRing(const TallTask& tall, const TallPlace& where, uint8_t* ring, int warp, int lane)
-      : part_(tall.product.part), where_(where), at_(where.tiles(tall)), ring_(ring), warp_(warp), lane_(lane) {
-    open();
-    for (int i = 0; i < Block::kItems; ++i) fetch();
-  }
-  // The oldest item, which the warp waits for.
-  __device__ __forceinline__ typename Format::Raw take() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(Block::kItems - 1) : "memory");
-    __syncwarp();
-    const auto raw = load_staged<Format>(ring_ + taken_ * kStageBytes<Format>, lane_);
-    taken_ = taken_ + 1 == Block::kItems ? 0 : taken_ + 1;
-    return raw;
-  }
-  // Asks for one item more, in the place of the oldest one taken, whose bytes are in registers.
-  __device__ __forceinline__ void fetch() {
-    __syncwarp();
-    if (!at_.done()) {
-      uint8_t* const to = ring_ + fetched_ * kStageBytes<Format>;
-      const uint8_t* from = tile_ + step_ * static_cast<uint32_t>(Format::kStepBytes);
+// One warp group's outputs of a tile, from its sums.
+template <class Shape>
+__device__ __forceinline__ void write_outputs(const MatmulTask& task, int first_tile, int64_t first_token,
+                                              const float (&sum)[Shape::kGroups][4], float* exchange, int warp_group,
+                                              int warp, int lane) {
+  OutputRows<2> rows;
+  rows.load(task, first_tile, lane, 32);
+  const bool paired = task.epilogue == Epilogue::kGateUp;
+  const bool all_rows = (first_tile + 4) * (paired ? 8 : 16) <= task.part.num_rows;
+  float token_factors[Shape::kTokens / 32];  // of token 32 i + lane
 #pragma unroll
-      for (int piece = 0; piece < Format::kStepBytes / 16; piece += 32) {
-        if (piece + lane_ < Format::kStepBytes / 16) {
-          copy_async16(to + (piece + lane_) * 16, from + (piece + lane_) * 16, true);
-        }
-      }
-      if constexpr (Format::kSuperBytes > 0) {
-        const uint8_t* super = tile_ + static_cast<uint32_t>(part_.num_steps) * Format::kStepBytes +
-                               (step_ >> 2) * static_cast<uint32_t>(Format::kSuperBytes);
-        if (lane_ < Format::kSuperBytes / 16) {
-          copy_async16(to + Format::kStepBytes + lane_ * 16, super + lane_ * 16, true);
-        }
-      }
-      if (++step_ == static_cast<uint32_t>(part_.num_steps)) {
-        step_ = 0;
-        at_.advance();
-        open();
+  for (int i = 0; i < Shape::kTokens / 32; ++i) token_factors[i] = token_factor(task, first_token + i * 32 + lane);
+#pragma unroll
+  for (int chunk = 0; chunk < Shape::kTokens / Shape::kExchangeTokens; ++chunk) {
+    const int64_t token = first_token + chunk * Shape::kExchangeTokens;
+    if (token >= task.num_tokens) break;
+    named_sync(1 + warp_group, 128);  // the last chunk's values are read
+#pragma unroll
+    for (int g = 0; g < Shape::kExchangeTokens / 8; ++g) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int to = g * 8 + (lane & 3) * 2 + (e & 1);
+        exchange[to * Shape::kSumRow + warp * 16 + (lane >> 2) + (e >= 2 ? 8 : 0)] =
+            sum[chunk * (Shape::kExchangeTokens / 8) + g][e];
       }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    fetched_ = fetched_ + 1 == Block::kItems ? 0 : fetched_ + 1;
-  }
-
- private:
-  __device__ __forceinline__ void open() {
-    if (at_.done()) return;
-    tile_ = part_.tiles + min(where_.first_tile<Shape>(at_) + warp_, part_.num_tiles - 1) * part_.tile_stride;
-  }
-
-  const PackedPart& part_;
-  const TallPlace& where_;
-  TileCursor at_;
-  uint8_t* const ring_;
-  const int warp_;
-  const int lane_;
-  const uint8_t* tile_ = nullptr;
-  uint32_t step_ = 0;
-  int fetched_ = 0, taken_ = 0;
-};
-
-// The producers' warps for formats that are unpacked.
-template <class Format, class Shape>
-__device__ __forceinline__ void produce_unpacked(const TallTask& tall, uint32_t ring, uint32_t barriers, uint8_t* items,
-                                                 const TallPlace& where) {
-  using Block = TallBlock<Format, Shape>;
-  const int warp = static_cast<int>(threadIdx.x) >> 5;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  ItemRing<Format, Shape> stored(tall, where, items + warp * Block::kItems * kStageBytes<Format>, warp, lane);
-  await_predecessor();
-  StageCopy<Format, Shape> inputs(tall.product, where, warp);
-  RingPlace<Block::kStages> place;
-  typename Format::Raw raw = stored.take();
-  for (TileCursor at = where.tiles(tall); !at.done(); at.advance()) {
-    inputs.open(at);
-    for (int step = 0; step < tall.product.part.num_steps; ++step) {
-      const uint32_t full = full_barrier(barriers, place.slot);
-      const uint32_t stage = ring + place.slot * static_cast<uint32_t>(Block::kStageBytes);
-      // A fresh barrier counts as past the phase before its first.
-      barrier_wait(empty_barrier(barriers, place.slot), place.parity ^ 1);
-      if (warp < StageCopy<Format, Shape>::kInputs && lane == 0) {
-        if (warp == 0) barrier_expect(full, Shape::kInputBytes);
-        inputs.ask(stage, full);
-      }
-      __syncwarp();
-      const typename Format::Raw now = raw;
-      stored.fetch();
-      raw = stored.take();
+    named_sync(1 + warp_group, 128);
+    constexpr int kAtOnce = 8;
 #pragma unroll
-      for (int pass = 0; pass < Format::kPasses; ++pass) {
-        uint32_t a[4][4];
-        Format::unpack(now, lane, pass, a);
-        store_fragments(stage + static_cast<uint32_t>((pass * Shape::kTiles + warp) * 2048), a, lane);
-      }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(full);
-      place.advance();
-    }
-  }
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
-template <class Format, class Shape>
-__device__ __forceinline__ void consume(const TallTask& tall, uint32_t ring, uint32_t barriers, float* exchange,
-                                        const int* begins, const TallPlace& where) {
-  using Block = TallBlock<Format, Shape>;
-  constexpr int kGroups = Shape::kGroups;
-  const MatmulTask& task = tall.product;
-  const PackedPart& part = task.part;
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int warp = static_cast<int>(threadIdx.x) >> 5 & 3;
-  const int warp_group = (static_cast<int>(threadIdx.x) - Block::kProducerWarps * 32) >> 7;
-  const int row_group = Shape::kRowGroups == 1 ? 0 : warp_group;
-  const int token_group = Shape::kTokenGroups == 1 ? 0 : warp_group;
-  const uint32_t weights = ring + static_cast<uint32_t>(row_group * 4 * 2048);
-  const uint32_t inputs = ring + static_cast<uint32_t>(Block::kWeightBytes + token_group * Shape::kGroupTokens * 128);
-  // Lane r of a warp tells block r of the cluster that the warp is done with a stage.
-  const uint32_t remote = remote_address(barriers + 8, static_cast<uint32_t>(lane) < where.cluster_size ? lane : 0);
-  const auto release = [&](uint32_t slot) {
-    if (static_cast<uint32_t>(lane) < where.cluster_size) barrier_arrive_remote(remote + slot * 16);
-  };
-  float* const own_exchange = exchange + warp_group * Shape::kExchangeTokens * Shape::kSumRow;
-
-  RingPlace<Block::kStages> place;
-  const auto stage_bytes = [&] { return place.slot * static_cast<uint32_t>(Block::kStageBytes); };
-  // Sums the next `num_steps` steps; while a step's instructions run, the one before is given back.
-  const auto sum_piece = [&](float (&acc)[kGroups][4], int num_steps) {
-    uint32_t before = 0;
-    if constexpr (Block::kCopied) {
-      uint32_t a[2][4][4];
-      const auto load = [&](uint32_t (&into)[4][4]) {
-        barrier_wait(full_barrier(barriers, place.slot), place.parity);
-        load_fragments(into, weights + stage_bytes() + static_cast<uint32_t>(warp * 2048 + lane * 16));
-      };
-      load(a[0]);
-      for (int first = 0; first < num_steps; first += 2) {
+    for (int batch = 0; batch < Shape::kExchangeTokens / 32; ++batch) {
+      const int first = batch * 32 + warp;
+      const float of_lanes = token_factors[chunk * (Shape::kExchangeTokens / 32) + batch];
+      float values[kAtOnce][2], factors[kAtOnce];
 #pragma unroll
-        for (int d = 0; d < 2; ++d) {
-          const int step = first + d;
-          if (step >= num_steps) break;
-          const uint64_t b = swizzled_operand(inputs + stage_bytes());
-          wgmma_begin();
+      for (int t = 0; t < kAtOnce; ++t) {
+        factors[t] = __shfl_sync(~0u, of_lanes, warp + t * 4);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) wgmma(acc, a[d][j], b + static_cast<uint64_t>(j * 2), j > 0 ? 1 : step);
-          wgmma_commit();
-          const uint32_t slot = place.slot;
-          place.advance();
-          if (step > 0) {
-            wgmma_wait<1>();
-            release(before);
-          }
-          before = slot;
-          if (step + 1 < num_steps) load(a[1 - d]);
+        for (int i = 0; i < 2; ++i) {
+          values[t][i] = exchange[(first + t * 4) * Shape::kSumRow + OutputRows<2>::sum_row(paired, i, lane, 32)];
         }
       }
-    } else {
-      for (int step = 0; step < num_steps; ++step) {
-        barrier_wait(full_barrier(barriers, place.slot), place.parity);
-        // The producers' stores; a fence of theirs would wait for the weights on their way, too.
-        shared_stores_done();
-        const uint64_t a = swizzled_operand(weights + stage_bytes());
-        const uint64_t b = swizzled_operand(inputs + stage_bytes());
-        wgmma_begin();
-#pragma unroll
-        for (int pass = 0; pass < Format::kPasses; ++pass) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            wgmma(acc, a + static_cast<uint64_t>(pass * Shape::kTiles * 128 + j * 2), b + static_cast<uint64_t>(j * 2),
-                  pass + j > 0 ? 1 : step);
-          }
-        }
-        wgmma_commit();
-        if (step > 0) {
-          wgmma_wait<1>();
-          release(before);
-        }
-        before = place.slot;
-        place.advance();
-      }
-    }
-    wgmma_finish(acc);
-    release(before);
-  };
-
-  for (TileCursor at = where.tiles(tall); !at.done(); at.advance()) {
-    float acc[kGroups][4];
-    float sum[kGroups][4] = {};
-    for (int piece = 0; piece < part.num_splits; ++piece) {
-      sum_piece(acc, begins[piece + 1] - begins[piece]);
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sum[g][e] = __fadd_rn(sum[g][e], acc[g][e]);
-      }
-    }
-
-    const int first_tile = where.first_tile<Shape>(at) + row_group * 4;
-    if (first_tile >= part.num_tiles) continue;
-    const int64_t first_token = static_cast<int64_t>(at.tokens()) * Shape::kTokens + token_group * Shape::kGroupTokens;
-    OutputRows<2> rows;
-    rows.load(task, first_tile, lane, 32);
-    const bool paired = task.epilogue == Epilogue::kGateUp;
-    float token_factors[Shape::kGroupTokens / 32];  // of token 32 i + lane
-#pragma unroll
-    for (int i = 0; i < Shape::kGroupTokens / 32; ++i)
-      token_factors[i] = token_factor(task, first_token + i * 32 + lane);
-#pragma unroll
-    for (int chunk = 0; chunk < Shape::kGroupTokens / Shape::kExchangeTokens; ++chunk) {
-      const int64_t token = first_token + chunk * Shape::kExchangeTokens;
-      if (token >= task.num_tokens) break;
-      named_sync(1 + warp_group, 128);  // the last chunk's values are read
-#pragma unroll
-      for (int g = 0; g < Shape::kExchangeTokens / 8; ++g) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int to = g * 8 + (lane & 3) * 2 + (e & 1);
-          own_exchange[to * Shape::kSumRow + warp * 16 + (lane >> 2) + (e >= 2 ? 8 : 0)] =
-              sum[chunk * (Shape::kExchangeTokens / 8) + g][e];
-        }
-      }
-      named_sync(1 + warp_group, 128);
-      constexpr int kAtOnce = 8;
-#pragma unroll
-      for (int batch = 0; batch < Shape::kExchangeTokens / 32; ++batch) {
-        const int first = batch * 32 + warp;
-        const float of_lanes = token_factors[chunk * (Shape::kExchangeTokens / 32) + batch];
-        float values[kAtOnce][2], factors[kAtOnce];
-#pragma unroll
-        for (int t = 0; t < kAtOnce; ++t) {
-          factors[t] = __shfl_sync(~0u, of_lanes, warp + t * 4);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            values[t][i] = own_exchange[(first + t * 4) * Shape::kSumRow + OutputRows<2>::sum_row(paired, i, lane, 32)];
-          }
-        }
+      if (all_rows && token + Shape::kExchangeTokens <= task.num_tokens) {
+        rows.template finish_whole<32>(task, token + first, 4, factors, values);
+      } else {
         rows.finish(task, token + first, 4, factors, values);
       }
+    }
+  }
+}
+
+// What a warp multiplies next. Its fragments alternate between two places: of a stage's two steps, of a step's two
+// passes, or of single steps.
+template <class Format, class Shape>
+class Fragments {
+ public:
+  using Block = TallBlock<Format, Shape>;
+  static constexpr bool kHalves = Block::kSteps == 2 || Format::kPasses == 2;  // two runs make up a stage
+
+  __device__ __forceinline__ Fragments(const uint8_t* ring, uint32_t barriers, int tile, int lane)
+      : weights_(ring + tile * Block::kTileBytes), lane_(lane), place_(barriers) {}
+
+  uint32_t a[2][4][4];
+
+  // Asks for the stored weights that place kNext gets, once their stage is there; `first_step` is the stage's.
+  template <int kNext>
+  __device__ __forceinline__ void fetch(int first_step) {
+    if constexpr (kNext == 0 || !kHalves) barrier_wait(place_.barrier, place_.parity);
+    const uint8_t* const tile = weights_ + place_.offset;
+    const uint8_t* super = tile + Block::kSteps * Format::kStepBytes;
+    constexpr int kStep = Block::kSteps == 2 ? kNext : 0;
+    if constexpr (kStep == 1 && Format::kSuperBytes > 0) {
+      if (first_step % 4 == 3) super += Format::kSuperBytes;
+    }
+    raw_ = Format::template load<Space::kShared>(tile + kStep * Format::kStepBytes, super, lane_);
+  }
+  template <int kNext>
+  __device__ __forceinline__ void unpack() {
+    unpack_step<Format>(raw_, lane_, Format::kPasses == 2 ? kNext : 0, a[kNext]);
+  }
+  // The inputs that belong to the fragments in place kHere, the newest.
+  template <int kHere>
+  __device__ __forceinline__ uint32_t inputs() const {
+    return place_.offset + static_cast<uint32_t>(Block::kSteps == 2 ? kHere * Shape::kInputBytes : 0);
+  }
+  __device__ __forceinline__ uint32_t barrier() const { return place_.barrier; }
+  __device__ __forceinline__ void advance() { place_.advance(); }
+
+ private:
+  const uint8_t* const weights_;
+  const int lane_;
+  StageCursor<Block> place_;
+  typename Format::Raw raw_;
+};
+
+template <class Format, class Shape>
+__device__ __forceinline__ void consume(const TallTask& tall, const uint8_t* ring, uint32_t barriers, float* exchange,
+                                        bool* last, const TallPlace& where) {
+  using Block = TallBlock<Format, Shape>;
+  using Sums = PieceSums<Shape>;
+  constexpr bool kHalves = Fragments<Format, Shape>::kHalves;
+  const MatmulTask& task = tall.product;
+  const PackedPart& part = task.part;
+  const int thread = static_cast<int>(threadIdx.x) - Block::kProducerWarps * 32;
+  const int lane = thread & 31;
+  const int warp = thread >> 5 & 3;
+  const int warp_group = thread >> 7;
+  const uint32_t inputs = shared_address(ring) + static_cast<uint32_t>(Block::kWeightBytes);
+  // Lane r of a warp tells block r of the cluster that the warp is done with a stage.
+  const bool tells = static_cast<uint32_t>(lane) < where.cluster_size;
+  const uint32_t remote = remote_address(barriers, tells ? lane : 0) - barriers + 8;
+  float* const own_exchange = exchange + warp_group * Shape::kExchangeTokens * Shape::kSumRow;
+
+  Fragments<Format, Shape> fragments(ring, barriers, warp_group * 4 + warp, lane);
+  for (Segments at = where.segments(tall); !at.done(); at.advance()) {
+    float sum[Shape::kGroups][4] = {};
+    int step = tall.begins[at.first_piece()];  // of the stage
+    int left = (tall.begins[at.end_piece()] - step) * Format::kPasses;
+    bool odd = false;   // which place is next
+    uint32_t held = 0;  // the barrier of the stage that the last instructions read, if they were the last to do so
+    fragments.template fetch<0>(step);
+    fragments.template unpack<0>();
+    for (int piece = at.first_piece(); piece < at.end_piece(); ++piece) {
+      float acc[Shape::kGroups][4];
+      const int runs = (tall.begins[piece + 1] - tall.begins[piece]) * Format::kPasses;
+      // One run: the instructions of a step or of a pass.
+      const auto run_one = [&](auto place, int run) {
+        constexpr int kPlace = decltype(place)::value;
+        const uint32_t b = inputs + fragments.template inputs<kPlace>();
+        const uint32_t own = fragments.barrier();
+        if constexpr (kPlace == 1 || !kHalves) {
+          fragments.advance();
+          step += Block::kSteps;
+        }
+        --left;
+        if (Block::kFetchesEarly && left > 0) fragments.template fetch<1 - kPlace>(step);
+        wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          wgmma(acc, fragments.a[kPlace][j], swizzled_operand(b, j * 32), j > 0 ? 1 : run);
+        }
+        wgmma_commit();
+        // The instructions before these are over, so the place of their fragments is free; the next ones are unpacked
+        // while these run.
+        wgmma_wait<1>();
+        if constexpr (kPlace == 0 || !kHalves) {
+          if (tells && held != 0) barrier_arrive_remote(remote + held);
+        }
+        if constexpr (kPlace == 1 || !kHalves) held = own;
+        if (left > 0) {
+          if constexpr (!Block::kFetchesEarly) fragments.template fetch<1 - kPlace>(step);
+          fragments.template unpack<1 - kPlace>();
+        }
+      };
+      int run = 0;
+      if (odd) {
+        run_one(std::integral_constant<int, 1>{}, 0);
+        ++run;
+      }
+      for (; run + 1 < runs; run += 2) {
+        run_one(std::integral_constant<int, 0>{}, run);
+        run_one(std::integral_constant<int, 1>{}, 1);
+      }
+      odd = run < runs;
+      if (odd) run_one(std::integral_constant<int, 0>{}, run);
+      wgmma_finish(acc);
+      if (at.first_piece() == 0) {
+        Sums::add(sum, acc);
+      } else {
+        Sums::store(Sums::slot(tall, static_cast<int>(blockIdx.x), piece - at.first_piece()), thread, acc);
+      }
+    }
+    // The last stage, which may be but half full.
+    if (kHalves && odd) {
+      held = fragments.barrier();
+      fragments.advance();
+    }
+    if (tells && held != 0) barrier_arrive_remote(remote + held);
+    bool complete = true;
+    if (!at.whole()) {
+      if (at.first_piece() == 0) {
+        Sums::store(Sums::slot(tall, static_cast<int>(blockIdx.x), tall.slots - 1), thread, sum);
+      }
+      complete = Sums::complete(tall, at, thread, last, sum);
+    }
+    const int first_tile = where.first_tile<Shape>(at) + warp_group * 4;
+    if (complete && first_tile < part.num_tiles) {
+      write_outputs<Shape>(task, first_tile, static_cast<int64_t>(at.tokens()) * Shape::kTokens, sum, own_exchange,
+                           warp_group, warp, lane);
     }
   }
 }
@@ -464,24 +371,22 @@ __global__ void __launch_bounds__(TallBlock<Format, Shape>::kThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t unaligned[];
   using Block = TallBlock<Format, Shape>;
-  const PackedPart& part = tall.product.part;
   const int thread = static_cast<int>(threadIdx.x);
-  const uint32_t ring = (shared_address(unaligned) + 1023) & ~1023u;
+  uint8_t* const ring = unaligned + ((1024 - (shared_address(unaligned) & 1023)) & 1023);
   constexpr uint32_t kRingBytes = static_cast<uint32_t>(Block::kStages * Block::kStageBytes);
-  uint8_t* const exchange = unaligned + (ring - shared_address(unaligned)) + kRingBytes;
-  [[maybe_unused]] uint8_t* const items = exchange + Shape::kExchangeBytes;
-  const uint32_t barriers = ring + kRingBytes + Shape::kExchangeBytes + Block::kItemBytes;
+  uint8_t* const exchange = ring + kRingBytes;
+  const uint32_t barriers = shared_address(exchange + Shape::kExchangeBytes);
+  // Of parameters and the block's index, so that the compiler knows them to be the same for all threads.
   TallPlace where{};
-  where.rank = cluster_rank();
-  where.cluster_size = cluster_blocks();
-  where.first_cluster = static_cast<int>(blockIdx.x / where.cluster_size);
+  where.cluster_size = static_cast<uint32_t>(tall.cluster_size);
+  where.rank = blockIdx.x % where.cluster_size;
+  where.cluster = static_cast<int>(blockIdx.x / where.cluster_size);
   where.num_clusters = static_cast<int>(gridDim.x / where.cluster_size);
-  __shared__ int begins[kMostPieces + 1];
-  if (thread <= part.num_splits) begins[thread] = thread * part.num_steps / part.num_splits;
+  __shared__ bool last;
   if (thread == 0) {
     for (uint32_t slot = 0; slot < Block::kStages; ++slot) {
-      barrier_init(full_barrier(barriers, slot), Block::kCopied ? 1 : 1 + Block::kProducerWarps);
-      barrier_init(empty_barrier(barriers, slot), static_cast<int>(8 * where.cluster_size));
+      barrier_init(barriers + slot * 16, 1);
+      barrier_init(barriers + slot * 16 + 8, static_cast<int>(8 * where.cluster_size));
     }
     barrier_init_done();
   }
@@ -489,32 +394,36 @@ __global__ void __launch_bounds__(TallBlock<Format, Shape>::kThreads, 1)
   release_successor();
   if (thread < Block::kProducerWarps * 32) {
     set_registers_down<Block::kProducerRegisters>();
-    if constexpr (Block::kCopied) {
-      produce_copies<Format, Shape>(tall, ring, barriers, where);
-    } else {
-      produce_unpacked<Format, Shape>(tall, ring, barriers, items, where);
-    }
+    produce<Format, Shape>(tall, shared_address(ring), barriers, where);
   } else {
     set_registers_up<Block::kConsumerRegisters>();
     await_predecessor();
-    consume<Format, Shape>(tall, ring, barriers, reinterpret_cast<float*>(exchange), begins, where);
+    consume<Format, Shape>(tall, ring, barriers, reinterpret_cast<float*>(exchange), &last, where);
   }
   __syncwarp();
   cluster_sync();  // no block ends while another may still reach into its memory
 #endif
 }
 
-using TallShape128 = TallShape<2, 1, 128>;
-using TallShape64 = TallShape<1, 2, 64>;
-
 template <class Format, class Shape>
-void launch_tall(const MatmulTask& task, int cluster_size) {
+void launch_tall(const MatmulTask& task, Deal deal) {
   using Block = TallBlock<Format, Shape>;
-  TallTask tall{task, 0, 0};
-  const int row_tiles = Shape::kTiles * cluster_size;
+  const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  const int cluster_size = deal == Deal::kPairs ? 2 : 1;
+  TallTask tall{task, 0, 0, 0, 0, cluster_size, {}};
+  for (int i = 0; i <= task.part.num_splits; ++i) tall.begins[i] = i * task.part.num_steps / task.part.num_splits;
+  const int tiles_of_rows = Shape::kTiles * cluster_size;
   tall.token_tiles = (task.num_tokens + Shape::kTokens - 1) / Shape::kTokens;
-  tall.num_tiles = tall.token_tiles * ((task.part.num_tiles + row_tiles - 1) / row_tiles);
-  const int clusters = std::min(tall.num_tiles, device_attribute(cudaDevAttrMultiProcessorCount) / cluster_size);
+  tall.row_tiles = (task.part.num_tiles + tiles_of_rows - 1) / tiles_of_rows;
+  int clusters = std::min(tall.token_tiles * tall.row_tiles, processors / cluster_size);
+  if (deal == Deal::kPieces) {
+    const auto pieces = PieceDeal<Shape>::of(task, tall.token_tiles, tall.row_tiles, processors);
+    if (pieces.fits) {
+      tall.group_blocks = pieces.group_blocks;
+      tall.slots = pieces.slots;
+      clusters = tall.group_blocks * tall.token_tiles;
+    }
+  }
   const auto kernel = tall_kernel<Format, Shape>;
   allow_shared(kernel, Block::kBytes);
   launch_clusters(kernel, cluster_size, dim3(static_cast<unsigned>(clusters * cluster_size)), dim3(Block::kThreads),

@@ -92,8 +92,8 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
 #pragma unroll
     for (int pass = 0; pass < Format::kPasses; ++pass) {
       uint32_t a[2][4][4];
-      Format::unpack(raw[0], lane, pass, a[0]);
-      Format::unpack(raw[1], lane, pass, a[1]);
+      unpack_step<Format>(raw[0], lane, pass, a[0]);
+      unpack_step<Format>(raw[1], lane, pass, a[1]);
       if (pass == Format::kPasses - 1) fetch(step + 1);
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {

@@ -66,10 +66,12 @@ __device__ __forceinline__ LaneInputs load_inputs(const __half* inputs) {
   return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
 }
 
-__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool valid) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+__device__ __forceinline__ void copy_async16_to(uint32_t shared, const void* global, bool valid) {
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_async16(void* shared, const void* global, bool valid) {
+  copy_async16_to(static_cast<uint32_t>(__cvta_generic_to_shared(shared)), global, valid);
 }
 
 template <class Kernel>

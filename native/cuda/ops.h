@@ -20,16 +20,17 @@ struct NormTask {
   float epsilon;
   float gain_factor;
   const float* gain;     // [input_stride]
-  __half* out;           // [tokens, input_stride], laid out as activations.h says for so many tokens
+  __half* out;           // [tokens, input_stride]
+  bool tiled;            // `out` is in the layout for many tokens (activations.h)
   float* token_factors;  // [tokens]
   cudaStream_t stream;
 };
 void normalize(const NormTask& task);
 
-// out = input · 2^e with e chosen by the row's largest magnitude; token_factors gets 2^-e. `out` is laid out as
-// activations.h says for so many tokens.
-void scale_to_half(const float* input, int64_t stride, int32_t num_tokens, __half* out, float* token_factors,
-                   cudaStream_t stream);
+// out = input · 2^e with e chosen by the row's largest magnitude; token_factors gets 2^-e. `tiled`: `out` is in the
+// layout for many tokens (activations.h).
+void scale_to_half(const float* input, int64_t stride, int32_t num_tokens, bool tiled, __half* out,
+                   float* token_factors, cudaStream_t stream);
 
 // --- rope.cu, attention_decode.cu, attention_prefill.cu ---
 
@@ -81,6 +82,6 @@ void rope_append(const AttentionTask& task);
 void attend_decode(const AttentionTask& task);
 // All row_tiles, of at most prefill_tile_rows() rows each.
 void attend_prefill(const AttentionTask& task);
-int32_t prefill_tile_rows(int32_t num_heads, int32_t num_kv_heads);
+int32_t prefill_tile_rows(int32_t num_heads, int32_t num_kv_heads, int32_t head_dim);
 
 }  // namespace tw::cuda

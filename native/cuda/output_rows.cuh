@@ -93,6 +93,55 @@ struct OutputRows {
       }
     }
   }
+
+  // The same where all tokens and rows exist, and a pair's rows are kRowStep apart.
+  template <int kRowStep, int kTokens>
+  __device__ __forceinline__ void finish_whole(const MatmulTask& task, int64_t token, int token_step,
+                                               const float (&token_factors)[kTokens],
+                                               float (&sums)[kTokens][kCount]) const {
+    static_assert(kCount == 2);
+    float* out = task.out + task.part.first_output + rows[0] + token * task.out_stride;
+    const int64_t step = token_step * task.out_stride;
+    if (task.epilogue == Epilogue::kGateUp) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        const float gate = __fmul_rn(__fmul_rn(sums[t][0], factors[0]), token_factors[t]);
+        const float up = __fmul_rn(__fmul_rn(sums[t][1], factors[1]), token_factors[t]);
+        *out = __fmul_rn(silu(gate), up);
+        out += step;
+      }
+      return;
+    }
+    if (task.epilogue == Epilogue::kAdd) {
+      float before[kTokens][2];
+      const float* from = out;
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        before[t][0] = from[0];
+        before[t][1] = from[kRowStep];
+        from += step;
+      }
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          out[i * kRowStep] = __fadd_rn(before[t][i], __fmul_rn(__fmul_rn(sums[t][i], factors[i]), token_factors[t]));
+        }
+        out += step;
+      }
+      return;
+    }
+    const bool biased = task.bias != nullptr;
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float value = __fmul_rn(__fmul_rn(sums[t][i], factors[i]), token_factors[t]);
+        out[i * kRowStep] = biased ? __fadd_rn(value, bias[i]) : value;
+      }
+      out += step;
+    }
+  }
 };
 
 }  // namespace tw::cuda

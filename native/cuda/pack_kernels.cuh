@@ -81,7 +81,7 @@ __global__ void embed_kernel(const __grid_constant__ PackedPart part, const int3
     float values[16] = {};
     for (int pass = 0; pass < Format::kPasses; ++pass) {
       uint32_t a[4][4];
-      Format::unpack(raw, lane, pass, a);
+      unpack_step<Format>(raw, lane, pass, a);
 #pragma unroll
       for (int pair = 0; pair < 8; ++pair) {
         const uint32_t two = i < 8 ? a[pair / 2][pair % 2 * 2] : a[pair / 2][pair % 2 * 2 + 1];

@@ -5,17 +5,28 @@
 
 namespace tw::cuda {
 
+// What value `d` of a rotated head is made of: two values of the head and, unless `angle` is -1 and the value stays as
+// it is, the cosine and sine of that number of the head's position.
+struct Rotation {
+  int first, second, angle;
+};
+__device__ __forceinline__ Rotation rotation_of(const AttentionTask& task, int d) {
+  if (d >= task.rope_dims) return {d, d, -1};
+  const int half = task.rope_dims / 2;
+  const int i = task.interleaved ? d / 2 : d % half;
+  return {task.interleaved ? d & ~1 : i, task.interleaved ? d | 1 : i + half, i};
+}
+__device__ __forceinline__ float rotate(const Rotation& rotation, int d, float x, float y, float cos, float sin) {
+  if (rotation.angle < 0) return x;
+  return d == rotation.first ? __fmaf_rn(x, cos, -__fmul_rn(y, sin)) : __fmaf_rn(x, sin, __fmul_rn(y, cos));
+}
+
 // Value `d` of a rotated head. `cos` and `sin` are of the head's position.
 __device__ __forceinline__ float rotated(const AttentionTask& task, const float* head, const float* cos,
                                          const float* sin, int d) {
-  if (d >= task.rope_dims) return head[d];
-  const int half = task.rope_dims / 2;
-  const int i = task.interleaved ? d / 2 : d % half;
-  const int first = task.interleaved ? d & ~1 : i;
-  const int second = task.interleaved ? d | 1 : i + half;
-  const float x = head[first];
-  const float y = head[second];
-  return d == first ? __fmaf_rn(x, cos[i], -__fmul_rn(y, sin[i])) : __fmaf_rn(x, sin[i], __fmul_rn(y, cos[i]));
+  const Rotation rotation = rotation_of(task, d);
+  if (rotation.angle < 0) return head[d];
+  return rotate(rotation, d, head[rotation.first], head[rotation.second], cos[rotation.angle], sin[rotation.angle]);
 }
 
 // A rotated query as the tensor cores take it: FP16, with 1 / √head_dim and log2(e).

@@ -50,10 +50,10 @@ void ProfilingBackend::rope_append(int32_t layer) {
   timed("rope + append", 0, [&] { inner_->rope_append(layer); });
 }
 
-void ProfilingBackend::attend(int32_t layer) {
+void ProfilingBackend::attend(int32_t layer, MatrixHandle reader) {
   int64_t bytes = 0;
   for (const SequenceSlice& slice : plan_->slices) bytes += (slice.position + slice.num_rows) * kv_bytes_per_token_;
-  timed("attention", bytes, [&] { inner_->attend(layer); });
+  timed("attention", bytes, [&] { inner_->attend(layer, reader); });
 }
 
 void ProfilingBackend::project_add(Activation input, MatrixHandle matrix) {

@@ -32,7 +32,7 @@ class ProfilingBackend final : public Backend {
   void embed(MatrixHandle table) override;
   void project_qkv(VectorHandle gain, MatrixHandle qkv) override;
   void rope_append(int32_t layer) override;
-  void attend(int32_t layer) override;
+  void attend(int32_t layer, MatrixHandle reader) override;
   void project_add(Activation input, MatrixHandle matrix) override;
   void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) override;
   void project_logits(VectorHandle gain, MatrixHandle head) override;

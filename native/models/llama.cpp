@@ -109,7 +109,7 @@ class LlamaModel final : public Model {
       const Layer& layer = layers_[static_cast<size_t>(i)];
       backend->project_qkv(layer.attention_norm, layer.qkv);
       backend->rope_append(i);
-      backend->attend(i);
+      backend->attend(i, layer.attention_out);
       backend->project_add(Activation::kAttention, layer.attention_out);
       backend->feed_forward_up(layer.ffn_norm, layer.gate_up);
       backend->project_add(Activation::kFeedForward, layer.down);

@@ -10,8 +10,10 @@ import numpy as np
 from tokenwire import _native
 from unit.gguf_formats import FORMATS, Floats
 
-# The kernels for few tokens, for many on any device, and for many on Hopper: matmul.h's Kernel, kAuto being NARROW.
-NARROW, WIDE, FLAT, TALL_64, TALL_64_PAIRS, TALL_128, TALL_128_PAIRS = KERNELS = range(7)
+# matmul.h's Kernel: for few tokens (kAuto with that layout), for many on any device, and for many on Hopper: flat, and
+# tall with 32, 64 or 128 tokens a tile, dealt out whole, by pieces of the inputs (32, 64) or to pairs of blocks (128).
+KERNELS = tuple(range(9))
+NARROW = KERNELS[0]
 
 _CHARS = ctypes.c_char * 64
 _MESSAGE = ctypes.c_char * 1024

@@ -28,8 +28,9 @@ SETTINGS = (
     Setting(1, 512, 3500, True, 256, least_live=230),
     Setting(1, 2048, 3500, False, 256, least_live=230),
 )
-# Wide enough that every kernel of matrix products has whole tiles; K-quants come in blocks of 256 inputs.
-WIDE = {"n_embd": 256, "n_heads": 8, "n_kv_heads": 2, "n_ff": 768}
+# Wide enough that every kernel of matrix products has whole tiles; K-quants come in blocks of 256 inputs. Heads of 64
+# take the attention that the models in use take.
+WIDE = {"n_embd": 256, "n_heads": 8, "n_kv_heads": 2, "head_dim": 64, "n_ff": 768}
 STREAMS = 256
 # Some of a crowd's jobs have ended, or wait for a slow reader, while others still prefill.
 MOST_OF_THE_STREAMS = 128

@@ -101,8 +101,8 @@ class GatedDevice final : public tw::Backend {
   void rope_append(int32_t layer) override {
     compute([=] { inner_->rope_append(layer); });
   }
-  void attend(int32_t layer) override {
-    compute([=] { inner_->attend(layer); });
+  void attend(int32_t layer, MatrixHandle reader) override {
+    compute([=] { inner_->attend(layer, reader); });
   }
   void project_add(Activation input, MatrixHandle matrix) override {
     compute([=] { inner_->project_add(input, matrix); });
