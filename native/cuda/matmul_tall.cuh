@@ -4,10 +4,8 @@
 // fragments of a step while the instructions of the step before run. A block stays and takes one tile of outputs after
 // another, so the next one's first stages fill while outputs are written.
 //
-// Tiles are dealt out whole or by pieces of the inputs (matmul.h). A block that sums some pieces of a tile leaves them
-// in device memory: the sum of the first ones, and each later one by itself; whoever of the tile's blocks ends last
-// adds them in order. Whole tiles may go to clusters of two blocks, of consecutive rows and the same tokens: each
-// copies half of the inputs to both.
+// Whole tiles may go to clusters of two blocks, of consecutive rows and the same tokens: each copies half of the inputs
+// to both. tall_tiles.cuh says which tiles, or pieces of tiles, a block has.
 //
 // The sums are those of the kernel for few tokens: 16 inputs an instruction in order of k within a piece, the pieces
 // added in order.
