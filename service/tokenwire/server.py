@@ -151,6 +151,7 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
             return error.exit_status
         finally:
             await ports.close()
+            state.refusals.flush()
             if state.tracer is not None:
                 await loop.run_in_executor(None, state.tracer.close)
 

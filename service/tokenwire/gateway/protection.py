@@ -22,12 +22,12 @@ CERTIFICATE = "tokenwire.certificate"
 
 
 class Protection:
-    """Refuses who may not call; everything else goes on as it came."""
+    """Refuses who may not call, and writes it down; everything else goes on as it came."""
 
-    def __init__(self, app: App, guard: Guard) -> None:
+    def __init__(self, app: App, guard: Guard, refusals: RefusalLog) -> None:
         self._app = app
         self._guard = guard
-        self._refusals = RefusalLog()
+        self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._guard.is_open:

@@ -21,6 +21,7 @@ from tokenwire.gateway.protection import Protection
 from tokenwire.gateway.protocol import protocol_class
 from tokenwire.http_config import GatewaySettings, HttpSettings
 from tokenwire.observe.logging import configure_logging, get_logger
+from tokenwire.observe.refusals import RefusalLog
 from tokenwire.process import EXIT_CANNOT_BIND, EXIT_CONFIG, EXIT_OK
 from tokenwire.security.key_file import KeyFileError
 from tokenwire.security.setup import Security, build_gateway_security
@@ -54,6 +55,7 @@ class GatewayServer:
         self.gateway = Gateway(settings, pool, metrics or gateway_registry(pool), guard, stop)
         self.gateway.metrics.register(UnknownFields(lambda: self.gateway.num_unknown_fields))
         self._security = security
+        self._refusals = RefusalLog()
         self.port = 0
         self._settings = settings
         self._host = host
@@ -84,7 +86,9 @@ class GatewayServer:
             raise RuntimeError("bind first")
         await self.gateway.pool.start()
         security = self._security
-        protection = functools.partial(Protection, guard=security.guard) if security is not None else None
+        protection = None
+        if security is not None:
+            protection = functools.partial(Protection, guard=security.guard, refusals=self._refusals)
         config = uvicorn.Config(
             build_app(self.gateway, protection),
             http=protocol_class(self._settings),
@@ -116,6 +120,7 @@ class GatewayServer:
         elif self._socket is not None:
             self._socket.close()
         await self.gateway.pool.close()
+        self._refusals.flush()
 
 
 class _Server(uvicorn.Server):

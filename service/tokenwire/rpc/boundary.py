@@ -62,11 +62,12 @@ class Boundary:
 
     Args:
         metrics: counts every call that ends.
+        refusals: writes down every call that is refused.
     """
 
-    def __init__(self, metrics: WorkerMetrics) -> None:
+    def __init__(self, metrics: WorkerMetrics, refusals: RefusalLog) -> None:
         self._metrics = metrics
-        self._refusals = RefusalLog()
+        self._refusals = refusals
 
     def unary(self, method: str, handler: Handler, deserialize: Callable[[bytes], Any]) -> Handler:
         """What `wrap` makes of a handler, for a method that is not always wrapped. Takes the message's bytes; the

@@ -61,7 +61,7 @@ def build_admin_server(
 def _server_with_health(settings: Settings, state: WorkerState, guard: Guard | None) -> tuple[grpc.aio.Server, Layered]:
     """A server, and where to add the services that stand inside of the boundary and, if there is one, the guard."""
     server = grpc.aio.server(options=transport_options(settings))
-    boundary = Boundary(state.metrics)
+    boundary = Boundary(state.metrics, state.refusals)
     layers: tuple[Layer, ...] = (boundary,) if guard is None else (boundary, GuardLayer(guard))
     services = Layered(server, *layers)
     add_health(server, services, HealthServicer(state, boundary))

@@ -12,6 +12,7 @@ from tokenwire.engine import AsyncEngine
 from tokenwire.engine.grammars import Grammars
 from tokenwire.errors import TokenwireError
 from tokenwire.observe.collect import Snapshot, WorkerMetrics
+from tokenwire.observe.refusals import RefusalLog
 from tokenwire.observe.tracing import JobTracer
 from tokenwire.rpc.validate import Limits
 
@@ -103,6 +104,7 @@ class WorkerState:
         foreign_memory: what the last residency check found outside the device's memory; empty for nothing.
         liveness_s: an engine that shows no life for longer is not live, seconds.
         tracer: makes the spans of jobs; None: there are none.
+        refusals: where refused calls are written down.
         degraded: why the worker serves but should get no more work; empty if it should.
     """
 
@@ -117,6 +119,7 @@ class WorkerState:
     degraded: str = ""
     detached: DetachedCounts | None = None
     tracer: JobTracer | None = None
+    refusals: RefusalLog = field(default_factory=RefusalLog)
     _started_at: float = field(default_factory=time.monotonic)
     _watchers: set[Callable[[], None]] = field(default_factory=set)
     _seen: HealthView | None = None
