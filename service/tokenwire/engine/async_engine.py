@@ -26,7 +26,7 @@ FROZEN_S = 1.0
 # gRPC takes a call up in about six turns of the loop, one call at a time. So no turn may be long: few of the streams
 # that have output go on in a turn, then others come first for some turns. What waits meanwhile goes out as one event.
 STREAMS_A_TURN = 4
-TURNS_BETWEEN = 4
+TURNS_BETWEEN = 16
 DRAINING = "the worker is draining"
 
 
