@@ -264,7 +264,7 @@ void Engine::run_loop() {
     // A step that had nothing to compute, because all that waits needs blocks of paused sequences, is not tried again
     // before something changes.
     can_compute = scheduler_->has_work() && step() && scheduler_->has_work();
-    if (!can_compute) deliver_tokens();
+    if (!can_compute) catch_up();
     // In this order, so that who is woken sees the ledger after what woke it.
     publish_stats();
     flush_ready();
@@ -284,7 +284,7 @@ void Engine::take_inbox() {
     scheduler_->add(&job->sequence);
     jobs_.emplace(job->handle(), std::move(job));
   }
-  if (!errands.empty()) deliver_tokens();
+  if (!errands.empty()) catch_up();
   for (const auto& errand : errands) errand();
 }
 
@@ -402,10 +402,8 @@ bool Engine::step() {
 void Engine::compute() {
   faults_.apply(num_steps_begun_++, backend_.get());
   model_->forward(backend_.get(), plan_);
-  if (!undelivered_.empty()) {
-    deliver_tokens();
-    flush_ready();
-  }
+  catch_up();
+  flush_ready();
   sampled_.clear();
   sample_jobs_.clear();
   mask_states_.clear();
@@ -509,6 +507,12 @@ void Engine::deliver(Job* job, const SampleResult& result) {
 void Engine::deliver_tokens() {
   for (Job* job : undelivered_) deliver(job, job->undelivered);
   undelivered_.clear();
+}
+
+// What the last step left for the time in which the device is busy.
+void Engine::catch_up() {
+  deliver_tokens();
+  scheduler_->publish_generated();
 }
 
 MetricsEvent Engine::metrics_of(const Job& job) const {

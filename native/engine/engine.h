@@ -127,6 +127,7 @@ class Engine {
   void handle_token(Job* job, SampleResult* result);
   void deliver(Job* job, const SampleResult& result);
   void deliver_tokens();
+  void catch_up();
   void finish(Job* job, ErrorCode code, const std::string& message);
   void complete(Job* job, StopReason reason, std::string rest);
   void end_job(Job* job, Outcome outcome, std::string rest);

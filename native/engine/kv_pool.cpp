@@ -40,7 +40,6 @@ void KvPool::withdraw(int32_t block) {
   published_.erase(entry.hash);
   entry.published = false;
   entry.salt.clear();
-  entry.tokens.clear();
 }
 
 KvPool::Hash KvPool::root_hash(const std::string& salt) {
@@ -88,13 +87,12 @@ KvPool::Hash KvPool::publish(int32_t block, const std::string& salt, const Hash&
   const Hash hash = chain_hash(parent, tokens);
   if (!prefix_cache_) return hash;
   Block& entry = blocks_[static_cast<size_t>(block)];
-  if (entry.published || published_.count(hash) != 0) return hash;
+  if (entry.published || !published_.emplace(hash, block).second) return hash;
   entry.published = true;
   entry.hash = hash;
   entry.parent = parent;
   entry.salt = salt;
-  entry.tokens.assign(tokens, tokens + kBlockTokens);
-  published_.emplace(hash, block);
+  std::copy_n(tokens, kBlockTokens, entry.tokens.begin());
   return hash;
 }
 

@@ -1,10 +1,13 @@
 // The ledger of KV blocks: who holds which, and which finished prefixes can be used again. Ids only, no memory.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <list>
 #include <map>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "core/sha256.h"
@@ -69,8 +72,17 @@ class KvPool {
     Hash hash{};
     Hash parent{};
     std::string salt;
-    std::vector<int32_t> tokens;
+    std::array<int32_t, kBlockTokens> tokens{};
     std::list<int32_t>::iterator lru;  // valid while cached
+  };
+
+  // A digest's bytes are as good as random, so any of them place it well.
+  struct FirstBytes {
+    size_t operator()(const Hash& hash) const {
+      size_t bytes;
+      std::memcpy(&bytes, hash.data(), sizeof(bytes));
+      return bytes;
+    }
   };
 
   void withdraw(int32_t block);
@@ -81,7 +93,7 @@ class KvPool {
   std::vector<Block> blocks_;
   std::vector<int32_t> free_;  // used as a stack: the same few blocks serve a light load
   std::list<int32_t> lru_;     // cached blocks, least recently used first
-  std::map<Hash, int32_t> published_;
+  std::unordered_map<Hash, int32_t, FirstBytes> published_;
   int64_t num_evictions_ = 0;
 };
 

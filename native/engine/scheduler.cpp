@@ -59,6 +59,7 @@ bool Scheduler::grow(Sequence* sequence, int32_t num_tokens) {
 
 // Last block first: of a cached prefix the end is then given up before the beginning, without which the rest is lost.
 void Scheduler::release_blocks(Sequence* sequence) {
+  publish(sequence);
   for (auto block = sequence->block_table.rbegin(); block != sequence->block_table.rend(); ++block) {
     pool_->release(*block);
   }
@@ -179,12 +180,22 @@ void Scheduler::commit(const StepPlan& plan, const std::vector<Sequence*>& sched
   for (size_t i = 0; i < scheduled.size(); ++i) {
     Sequence* sequence = scheduled[i];
     sequence->num_computed += plan.slices[i].num_rows;
-    while ((sequence->num_published + 1) * kBlockTokens <= sequence->num_computed) {
-      const auto index = static_cast<size_t>(sequence->num_published);
-      sequence->chain = pool_->publish(sequence->block_table[index], sequence->cache_salt, sequence->chain,
-                                       sequence->tokens.data() + index * kBlockTokens);
-      ++sequence->num_published;
-    }
+    // What waits may begin with the same prompt, and is admitted by the next plan.
+    if (plan.slices[i].num_rows > 1) publish(sequence);
+  }
+}
+
+void Scheduler::publish_generated() {
+  for (Sequence* sequence : running_) publish(sequence);
+}
+
+// Offers the blocks that are full and computed to the prefix cache.
+void Scheduler::publish(Sequence* sequence) {
+  while ((sequence->num_published + 1) * kBlockTokens <= sequence->num_computed) {
+    const auto index = static_cast<size_t>(sequence->num_published);
+    sequence->chain = pool_->publish(sequence->block_table[index], sequence->cache_salt, sequence->chain,
+                                     sequence->tokens.data() + index * kBlockTokens);
+    ++sequence->num_published;
   }
 }
 

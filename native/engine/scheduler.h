@@ -63,8 +63,10 @@ class Scheduler {
   // Plans a step. `scheduled[i]` is the sequence of plan slice i; a slice's last row is wanted as logits exactly if it
   // reaches the sequence's last token. `admitted` lists sequences that were admitted for the first time.
   void plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vector<Sequence*>* admitted);
-  // Records that the plan was computed and publishes the blocks it filled.
+  // Records that the plan was computed and publishes the blocks that prompts filled.
   void commit(const StepPlan& plan, const std::vector<Sequence*>& scheduled);
+  // Publishes the blocks that generated tokens filled: whenever there is time, at the latest when they are released.
+  void publish_generated();
 
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }
   int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
@@ -79,6 +81,7 @@ class Scheduler {
   void preempt(Sequence* sequence);
   Sequence* victim() const;
   void release_blocks(Sequence* sequence);
+  void publish(Sequence* sequence);
   void schedule(Sequence* sequence, int32_t num_rows, StepPlan* plan, std::vector<Sequence*>* scheduled);
   static int32_t blocks_for(int32_t num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
 

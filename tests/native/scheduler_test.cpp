@@ -221,6 +221,27 @@ TEST(a_shared_prefix_is_found_and_the_last_token_is_computed_anew) {
   CHECK_EQ(second->num_cached_tokens, 3 * kBlockTokens);
 }
 
+TEST(generated_blocks_are_found_once_there_was_time_or_their_sequence_ended) {
+  for (const bool had_time : {true, false}) {
+    Driver driver(64, 256, 8);
+    Sequence* first = driver.add(kBlockTokens, had_time ? 40 : kBlockTokens + 2, 0);
+    while (first->num_tokens() < 2 * kBlockTokens + 2) driver.step();
+    CHECK_EQ(driver.finished.empty(), had_time);
+    const auto found = [&] {
+      const std::vector<int32_t> blocks = driver.pool.acquire_prefix("", first->tokens.data(), 2 * kBlockTokens);
+      for (const int32_t block : blocks) driver.pool.release(block);
+      return blocks.size();
+    };
+    if (had_time) {
+      CHECK_EQ(found(), size_t{1});
+      driver.scheduler.publish_generated();
+    }
+    CHECK_EQ(found(), size_t{2});
+    driver.scheduler.publish_generated();
+    CHECK_EQ(driver.scheduler.audit(), std::string());
+  }
+}
+
 TEST(the_beginning_of_a_cached_prefix_outlives_its_end) {
   Driver driver(8, 256, 8);
   driver.add(64, 1, 0);
