@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,23 @@ def test_serve_lists_every_problem_at_once(run: Run, tmp_path: Path) -> None:
     assert result.err.startswith("error: the configuration has 3 problems\n")
     for name in ("port (from --port)", "kv_cache_size_mb (from --kv-cache-size-mb)", f"colour (from {file})"):
         assert name in result.err
+
+
+def test_serve_takes_its_device_before_it_imports_the_service(tmp_path: Path) -> None:
+    """The driver needs as long as the imports. A file that is wrong is told all the same."""
+    script = """
+import sys
+from tokenwire import _native
+_native.open_cuda_device = lambda number: print(number, *sorted({"grpc", "rich", "structlog"} & set(sys.modules)))
+from tokenwire.cli.main import main
+sys.argv[1:] = ["serve", "--model", "m", "--device", "cuda:3", "--api-keys-file", sys.argv[1]]
+main()
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "missing.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 78
+    assert done.stdout == "3\n"
+    assert "missing.json" in done.stderr
 
 
 def test_serve_without_a_model_says_how_to_name_one(run: Run) -> None:
@@ -92,3 +111,10 @@ def test_help_of_every_command_names_its_flags(run: Run) -> None:
         assert result.code == 0
         assert expected in result.out
     assert "78" in run("--help").out
+
+
+def test_a_command_that_is_spelt_nearly_right_is_suggested(run: Run) -> None:
+    result = run("genrate")
+    assert result.code == 2
+    assert "No such command 'genrate'" in result.err
+    assert "generate" in result.err

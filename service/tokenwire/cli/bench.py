@@ -22,7 +22,7 @@ from tokenwire.bench.load import Record, num_connections
 from tokenwire.bench.plan import Plan, run_share
 from tokenwire.bench.summary import Distribution, Summary
 from tokenwire.cli import options
-from tokenwire.cli.connection import Connection
+from tokenwire.cli.connection import Connection, with_connection
 from tokenwire.cli.output import CliError, ExitCode, note, print_rpc_error, printable
 from tokenwire.client import HealthReport, TokenwireRpcError
 
@@ -109,6 +109,9 @@ def bench(
     if not summary.completed:
         codes = ", ".join(f"{code} ({count})" for code, count in summary.errors.items())
         raise CliError(f"no request completed: {codes}")
+
+
+app = options.command_app(with_connection(bench))
 
 
 async def _ask(plan: Plan, connection: Connection) -> HealthReport:

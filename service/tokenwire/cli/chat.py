@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tokenwire.cli import options
-from tokenwire.cli.connection import Connection
+from tokenwire.cli.connection import Connection, with_connection
 from tokenwire.cli.generate import TextPrinter
 from tokenwire.cli.output import ExitCode, note, print_error, print_rpc_error
 from tokenwire.client import Client, Message, SamplingParams, TokenwireRpcError
@@ -47,6 +47,9 @@ def chat(
         while conversation.take_line(interactive):
             pass
     raise typer.Exit(ExitCode.FAILED if conversation.failed and not interactive else ExitCode.OK)
+
+
+app = options.command_app(with_connection(chat))
 
 
 class Conversation:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import typer
 
-from tokenwire.cli.settings import load_gateway_or_exit
+from tokenwire.cli import options
+from tokenwire.cli.settings import load_gateway_or_exit, with_setting_flags
+from tokenwire.http_config import GatewaySettings
 
 
 def gateway(config: Path | None, flags: Mapping[str, object]) -> None:
@@ -24,3 +26,6 @@ def gateway(config: Path | None, flags: Mapping[str, object]) -> None:
     from tokenwire.process import run_loop
 
     raise typer.Exit(run_loop(run_gateway(settings)))
+
+
+app = options.command_app(with_setting_flags(gateway, GatewaySettings))

@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 import typer
 
 from tokenwire.cli import options
-from tokenwire.cli.connection import Connection
+from tokenwire.cli.connection import Connection, with_connection
 from tokenwire.cli.output import CliError, ExitCode, note, print_rpc_error, write_text
 from tokenwire.client import (
     End,
@@ -93,6 +93,9 @@ def generate(
         except KeyboardInterrupt:
             printer.interrupt()
             raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+app = options.command_app(with_connection(generate))
 
 
 class TextPrinter:

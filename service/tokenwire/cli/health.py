@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tokenwire.cli import options
-from tokenwire.cli.connection import Connection
+from tokenwire.cli.connection import Connection, with_connection
 from tokenwire.cli.output import ExitCode, print_facts, print_rpc_error
 from tokenwire.client import HealthReport, TokenwireRpcError
 from tokenwire.client.request import HEALTH_TIMEOUT_S
@@ -32,6 +32,9 @@ def health(
     else:
         print_facts(_rows(report))
     raise typer.Exit(ExitCode.OK if report.status == "healthy" else ExitCode.FAILED)
+
+
+app = options.command_app(with_connection(health))
 
 
 def _rows(report: HealthReport) -> list[tuple[str, str]]:

@@ -51,6 +51,9 @@ def info(
         print_facts([(name, _shown(value)) for name, value in model_facts.items()], "Model")
 
 
+app = options.command_app(info)
+
+
 def build_facts() -> Facts:
     """Version, compiler and capabilities of the engine that is installed.
 

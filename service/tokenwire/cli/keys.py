@@ -22,7 +22,8 @@ from tokenwire.security.principal import DEFAULT_SCOPES, Scope
 app = typer.Typer(
     help="Make, list and revoke API keys. A running worker takes a change on SIGHUP.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    add_completion=False,
+    **options.PLAIN,
 )
 
 File = Annotated[

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
+import typer.main
 
 from tokenwire import __version__
-from tokenwire.cli.bench import bench
-from tokenwire.cli.chat import chat
-from tokenwire.cli.connection import with_connection
-from tokenwire.cli.gateway import gateway
-from tokenwire.cli.generate import generate
-from tokenwire.cli.health import health
-from tokenwire.cli.info import build_line, info
-from tokenwire.cli.keys import app as keys_app
+from tokenwire.cli.options import PLAIN
 from tokenwire.cli.output import CliError, ExitCode, configure_streams, print_error
-from tokenwire.cli.pull import pull
-from tokenwire.cli.serve import serve
-from tokenwire.cli.settings import with_setting_flags
-from tokenwire.http_config import GatewaySettings
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed, the reason is on stderr; 2 wrong usage; 78 bad configuration, every problem is "
     "listed; 130 interrupted."
 )
 
-# Plain help: it wraps at any width and never cuts a flag's name short.
+# Each is a file beside this one, which has it as `app`.
+_COMMANDS = ("serve", "gateway", "generate", "chat", "pull", "bench", "health", "info", "keys")
+
+
+class _Commands(typer.core.TyperGroup):
+    """Imports a command when it is asked for: a worker's start does not wait for what the others need."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        for name in _COMMANDS:
+            self.get_command(ctx, name)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            self.list_commands(ctx)  # for the suggestion of one that is spelt nearly so
+        elif cmd_name not in self.commands:
+            module = importlib.import_module(f"tokenwire.cli.{cmd_name}")
+            command = typer.main.get_command(module.app)
+            command.name = cmd_name
+            self.commands[cmd_name] = command
+        return self.commands.get(cmd_name)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Streaming LLM inference over gRPC, with an engine of its own.",
     epilog=EPILOG,
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    **PLAIN,
 )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from tokenwire.cli.info import build_line
+
         print(f"tokenwire {__version__} ({build_line()})")
         raise typer.Exit
 
@@ -50,17 +66,6 @@ def root(
     ] = False,
 ) -> None:
     pass
-
-
-app.command()(with_setting_flags(serve))
-app.command()(with_setting_flags(gateway, GatewaySettings))
-app.command()(with_connection(generate))
-app.command()(with_connection(chat))
-app.command()(pull)
-app.command()(with_connection(bench))
-app.command()(with_connection(health))
-app.command()(info)
-app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:

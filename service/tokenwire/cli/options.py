@@ -1,11 +1,23 @@
-"""Options that more than one command takes."""
+"""What more than one command takes, and how each is made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+# Plain help: it wraps at any width and never cuts a flag's name short.
+PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
+
+
+def command_app(command: Callable[..., None]) -> typer.Typer:
+    """One command, for `cli/main.py` to find as its file's `app`."""
+    app = typer.Typer(add_completion=False, **PLAIN)
+    app.command()(command)
+    return app
+
 
 # Sampling: what is left out keeps the worker's default.
 

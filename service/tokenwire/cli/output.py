@@ -6,10 +6,12 @@ import re
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
+if TYPE_CHECKING:
+    from rich.console import Console
 
-from tokenwire.client import TokenwireRpcError
+    from tokenwire.client import TokenwireRpcError
 
 
 class ExitCode(IntEnum):
@@ -60,7 +62,7 @@ def note(text: str) -> None:
 
 def print_facts(rows: Sequence[tuple[str, ...]], title: str = "") -> None:
     """Aligned rows on stdout, the first cell of each dimmed on a terminal."""
-    console = Console(file=sys.stdout)
+    console = _console(sys.stdout)
     if title:
         console.print(title, style="bold", markup=False, highlight=False)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -71,7 +73,13 @@ def print_facts(rows: Sequence[tuple[str, ...]], title: str = "") -> None:
 
 
 def stderr_console() -> Console:
-    return Console(file=sys.stderr)
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console  # here: a worker that starts well prints nothing through it
+
+    return Console(file=stream)
 
 
 def configure_streams() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from tokenwire.cli import options
 from tokenwire.cli.output import CliError, note, stderr_console
 from tokenwire.models import MANIFEST, ModelSourceError
 from tokenwire.models import pull as pull_model
@@ -46,3 +47,6 @@ def pull(
         except ModelSourceError as error:
             raise CliError(str(error), _REMEDIES.get(error.check, "")) from error
     print(path)
+
+
+app = options.command_app(pull)
