@@ -189,6 +189,7 @@ void bind_engine(py::module_& module) {
       .def_readwrite("max_context_tokens", &EngineOptions::max_context_tokens)
       .def_readwrite("max_batch_tokens", &EngineOptions::max_batch_tokens)
       .def_readwrite("max_running_jobs", &EngineOptions::max_running_jobs)
+      .def_readwrite("run_ahead", &EngineOptions::run_ahead)
       .def_readwrite("max_queued_jobs", &EngineOptions::max_queued_jobs)
       .def_readwrite("max_queued_tokens", &EngineOptions::max_queued_tokens)
       .def_readwrite("batch_window_ms", &EngineOptions::batch_window_ms)

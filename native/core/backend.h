@@ -126,12 +126,15 @@ class Backend {
   virtual void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) = 0;
   // logits[i] = W · rms_norm(hidden[logit_rows[i]], gain)
   virtual void project_logits(VectorHandle gain, MatrixHandle head) = 0;
-  // Draws a token from each wanted row's logits. `jobs` and `results` have one entry a logit row.
-  virtual void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) = 0;
-  // Whether the device computes a step by itself between project_logits() and sample(), so that the host can use the
-  // time.
+  // Has a token drawn from each wanted row's logits. `jobs` has one entry a logit row and is not read afterwards.
+  virtual void draw(const std::vector<SampleJob>& jobs) = 0;
+  // Waits for the oldest draw() that was not taken yet; one result a job.
+  virtual void take_draws(std::vector<SampleResult>* results) = 0;
+  // Whether the device computes by itself between these calls, so that the host can use the time.
   virtual bool computes_beside_host() const { return false; }
-  // Whether sample() heeds SampleJob::mask.
+  // Whether a step may begin before the draws of the one before were taken, and name them as its tokens.
+  virtual bool runs_ahead() const { return false; }
+  // Whether draw() heeds SampleJob::mask.
   virtual bool supports_masks() const { return false; }
   // Copies logit row `index` of the step, [vocab_size], for tests and tools.
   virtual void read_logits(int32_t index, float* out) = 0;

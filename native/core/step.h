@@ -18,7 +18,7 @@ struct SequenceSlice {
 };
 
 struct StepPlan {
-  std::vector<int32_t> token_ids;     // [rows]
+  std::vector<int32_t> token_ids;     // [rows]; -1 - i: what draw i of the step before gave (Backend::runs_ahead)
   std::vector<SequenceSlice> slices;  // cover all rows in order
   std::vector<int32_t> logit_rows;    // rows whose logits are wanted, ascending
 

@@ -80,7 +80,8 @@ class CpuBackend final : public Backend {
   void project_add(Activation input, MatrixHandle matrix) override;
   void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) override;
   void project_logits(VectorHandle gain, MatrixHandle head) override;
-  void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) override;
+  void draw(const std::vector<SampleJob>& jobs) override;
+  void take_draws(std::vector<SampleResult>* results) override { *results = std::move(drawn_); }
   bool supports_masks() const override { return true; }
   void read_logits(int32_t index, float* out) override;
   void abandon_step() override {}
@@ -132,6 +133,7 @@ class CpuBackend final : public Backend {
   Arena weights_{"weights"};
   std::vector<PackedMatrix> matrices_;
   std::vector<std::vector<float>> vectors_;
+  std::vector<SampleResult> drawn_;  // not yet taken
   std::vector<ThreadScratch> scratch_;
   std::atomic<bool> foreign_memory_{false};
 
@@ -416,10 +418,10 @@ void CpuBackend::project_logits(VectorHandle gain, MatrixHandle head) {
   run_matmul(task(head, normed_.view, logits_.as<float>(), shape_.vocab_size, Epilogue::kStore), num_rows);
 }
 
-void CpuBackend::sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) {
-  results->resize(jobs.size());
+void CpuBackend::draw(const std::vector<SampleJob>& jobs) {
+  drawn_.resize(jobs.size());
   pool_.for_each(static_cast<int64_t>(jobs.size()), [&](int64_t row, int thread) {
-    (*results)[static_cast<size_t>(row)] =
+    drawn_[static_cast<size_t>(row)] =
         sample_row(kernels_, logits_.as<float>() + row * shape_.vocab_size, shape_.vocab_size,
                    jobs[static_cast<size_t>(row)], &scratch_[static_cast<size_t>(thread)].sampler);
   });

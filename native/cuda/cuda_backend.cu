@@ -84,8 +84,10 @@ class CudaBackend final : public Backend {
   void project_add(Activation input, MatrixHandle matrix) override;
   void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) override;
   void project_logits(VectorHandle gain, MatrixHandle head) override;
-  void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) override;
+  void draw(const std::vector<SampleJob>& jobs) override;
+  void take_draws(std::vector<SampleResult>* results) override;
   bool computes_beside_host() const override { return true; }
+  bool runs_ahead() const override { return true; }
   bool supports_masks() const override { return true; }
   void read_logits(int32_t index, float* out) override;
   void abandon_step() override;
@@ -283,7 +285,7 @@ void CudaBackend::begin_step(const StepPlan& plan) {
   }
   const int32_t tile_rows =
       one_row_each_ ? 0 : prefill_tile_rows(shape_.num_heads, shape_.num_kv_heads, shape_.head_dim);
-  inputs_->upload(plan, rows_, tile_rows, stream_->get());
+  inputs_->upload(plan, rows_, tile_rows, sampler_.drawn(), stream_->get());
   if (!captured) return;
   graph_key_ = {bucket, max_splits_};
   if (graphs_.count(graph_key_) != 0) {
@@ -481,9 +483,14 @@ void CudaBackend::project_logits(VectorHandle gain, MatrixHandle head) {
   graphs_.at(graph_key_).launch(stream_->get());
 }
 
-void CudaBackend::sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) {
+void CudaBackend::draw(const std::vector<SampleJob>& jobs) {
   use_device();
-  sampler_.sample(logits_.as<float>(), logits_stride_, jobs, results, *stream_);
+  sampler_.draw(logits_.as<float>(), logits_stride_, jobs, stream_->get());
+}
+
+void CudaBackend::take_draws(std::vector<SampleResult>* results) {
+  use_device();
+  sampler_.take(results);
 }
 
 DeviceInfo CudaBackend::device_info() const {

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-enum { TW_CUDA_ABI = 5, TW_CUDA_MAX_DEVICES = 16 };
+enum { TW_CUDA_ABI = 6, TW_CUDA_MAX_DEVICES = 16 };
 
 struct TwCudaDevice {
   char name[256];  // as the driver names it, NUL-terminated

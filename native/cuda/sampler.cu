@@ -57,6 +57,7 @@ struct SampleTask {
   const uint32_t* masks;  // [masks, ⌈vocab_size / 32⌉]
   Mass* candidates;       // [jobs, vocab_size]
   DeviceSample* results;
+  int32_t* drawn;  // [jobs]
 };
 
 __device__ __forceinline__ uint32_t ordered(float x) {
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kGreedyThreads)
   partials[blockIdx.y * gridDim.x + blockIdx.x] = best;
 }
 
-__global__ void greedy_kernel(const Mass* partials, int num_chunks, DeviceSample* results) {
+__global__ void greedy_kernel(const Mass* partials, int num_chunks, DeviceSample* results, int32_t* drawn) {
   await_predecessor();
   Mass best = 0;
   for (int i = static_cast<int>(threadIdx.x); i < num_chunks; i += 32) {
@@ -130,7 +131,7 @@ __global__ void greedy_kernel(const Mass* partials, int num_chunks, DeviceSample
   for (int offset = 16; offset > 0; offset /= 2) best = max(best, shuffle_xor(best, offset));
   if (threadIdx.x != 0) return;
   results[blockIdx.x].finite = best != ~Mass{0};
-  results[blockIdx.x].id = best == ~Mass{0} ? 0 : id_of(best);
+  results[blockIdx.x].id = drawn[blockIdx.x] = best == ~Mass{0} ? 0 : id_of(best);
 }
 
 // --- Any row: one block each. ---
@@ -148,7 +149,7 @@ class RowSampler {
     DeviceSample& result = task_.results[blockIdx.x];
     const int thread = static_cast<int>(threadIdx.x);
     Mass top = largest_below(~Mass{0});
-    if (top == ~Mass{0}) return fail(&result);
+    if (top == ~Mass{0}) return fail();
     double log_sum = 0;
     const float raw_max = logit_of(top);
     if (job_.num_logprobs >= 0) {
@@ -170,21 +171,21 @@ class RowSampler {
     if (job_.mask >= 0) forbid();
     if (job_.num_penalties + job_.num_biases > 0 || job_.mask >= 0) {
       top = largest_below(~Mass{0});
-      if (top == ~Mass{0}) return fail(&result);
+      if (top == ~Mass{0}) return fail();
     }
     const int id = job_.temperature == 0.0f ? id_of(top) : draw(logit_of(top), runs);
     if (thread == 0) {
-      result.id = id;
+      result.id = task_.drawn[blockIdx.x] = id;
       result.finite = 1;
       if (job_.num_logprobs >= 0) result.logprob = logprob(raw_logit(id), raw_max, log_sum);
     }
   }
 
  private:
-  __device__ static void fail(DeviceSample* result) {
+  __device__ void fail() {
     if (threadIdx.x == 0) {
-      result->finite = 0;
-      result->id = 0;
+      task_.results[blockIdx.x].finite = 0;
+      task_.results[blockIdx.x].id = task_.drawn[blockIdx.x] = 0;
     }
   }
   __device__ static float logprob(float logit, float max, double log_sum) {
@@ -436,76 +437,85 @@ bool is_plain_greedy(const SampleJob& job) {
 }  // namespace
 
 Sampler::Sampler(MemoryTracker* tracker, int32_t max_rows, int32_t vocab_size)
-    : vocab_size_(vocab_size), tracker_(tracker), results_(static_cast<size_t>(max_rows) * sizeof(DeviceSample)) {
+    : vocab_size_(vocab_size), tracker_(tracker) {
   const int32_t chunks = (vocab_size + kGreedyChunk - 1) / kGreedyChunk;
   const auto rows = static_cast<size_t>(max_rows);
+  for (auto& slot : slots_) slot = std::make_unique<Slot>(max_rows);
+  drawn_ = DeviceBuffer(tracker, Purpose::kWorkspace, rows * sizeof(int32_t));
   partials_ = DeviceBuffer(tracker, Purpose::kWorkspace, rows * static_cast<size_t>(chunks) * sizeof(Mass));
   candidates_ = DeviceBuffer(tracker, Purpose::kWorkspace, rows * static_cast<size_t>(vocab_size) * sizeof(Mass));
 }
 
-void Sampler::sample(float* logits, int64_t stride, const std::vector<SampleJob>& jobs,
-                     std::vector<SampleResult>* results, const Stream& stream) {
-  results->assign(jobs.size(), {});
-  if (jobs.empty()) return;
-  auto* found = results_.as<DeviceSample>();
+size_t Sampler::upload(const std::vector<SampleJob>& jobs, Slot* slot, cudaStream_t stream) {
+  const auto mask_words = static_cast<size_t>((vocab_size_ + 31) / 32);
+  size_t num_entries = 0;
+  size_t num_masks = 0;
+  for (const SampleJob& job : jobs) {
+    if (job.mask != nullptr) ++num_masks;
+    if (job.params->has_penalties()) num_entries += job.generated->size();
+    num_entries += job.params->logit_bias.size();
+  }
+  const size_t bytes =
+      jobs.size() * sizeof(DeviceJob) + num_entries * sizeof(ListEntry) + num_masks * mask_words * sizeof(uint32_t);
+  const size_t room = std::max<size_t>(2 * bytes, 65536);
+  if (bytes > slot->staging.size()) slot->staging = PinnedBuffer(room);
+  if (bytes > jobs_.size()) jobs_ = DeviceBuffer(tracker_, Purpose::kWorkspace, room);
+  auto* device_jobs = slot->staging.as<DeviceJob>();
+  auto* entries = reinterpret_cast<ListEntry*>(device_jobs + jobs.size());
+  auto* masks = reinterpret_cast<uint32_t*>(entries + num_entries);
+  int32_t next = 0;
+  int32_t next_mask = 0;
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    const SamplingParams& params = *jobs[i].params;
+    DeviceJob& job = device_jobs[i];
+    job = {params.temperature,
+           params.top_p,
+           params.min_p,
+           params.repetition_penalty,
+           params.frequency_penalty,
+           params.presence_penalty,
+           params.top_k,
+           params.num_logprobs,
+           next,
+           0,
+           0,
+           0,
+           -1,
+           random_bits(params.seed, jobs[i].token_index)};
+    if (params.has_penalties()) {
+      for (const TokenCount& token : *jobs[i].generated) entries[next++] = {token.id, token.count, 0, 0};
+    }
+    job.num_penalties = next - job.first_penalty;
+    job.first_bias = next;
+    for (const auto& [id, bias] : params.logit_bias) entries[next++] = {id, 0, bias, 0};
+    job.num_biases = next - job.first_bias;
+    if (jobs[i].mask != nullptr) {
+      job.mask = next_mask++;
+      std::copy_n(jobs[i].mask, mask_words, masks + static_cast<size_t>(job.mask) * mask_words);
+    }
+  }
+  TW_CUDA_CHECK(
+      cudaMemcpyAsync(jobs_.as<uint8_t>(), slot->staging.as<uint8_t>(), bytes, cudaMemcpyHostToDevice, stream));
+  return num_entries;
+}
+
+void Sampler::draw(float* logits, int64_t stride, const std::vector<SampleJob>& jobs, cudaStream_t stream) {
+  Slot* const slot = slots_[num_draws_ % slots_.size()].get();
+  slot->num_logprobs.clear();
+  for (const SampleJob& job : jobs) slot->num_logprobs.push_back(job.params->num_logprobs);
+  auto* const found = slot->results.as<DeviceSample>();
   const auto rows = static_cast<unsigned>(jobs.size());
+  if (jobs.empty()) {
+    ++num_draws_;
+    return;
+  }
   if (std::all_of(jobs.begin(), jobs.end(), is_plain_greedy)) {
     const int chunks = (vocab_size_ + kGreedyChunk - 1) / kGreedyChunk;
-    launch(greedy_chunks_kernel, dim3(static_cast<unsigned>(chunks), rows), dim3(kGreedyThreads), 0, stream.get(),
-           logits, stride, vocab_size_, partials_.as<Mass>());
-    launch(greedy_kernel, dim3(rows), dim3(32), 0, stream.get(), partials_.as<Mass>(), chunks, found);
+    launch(greedy_chunks_kernel, dim3(static_cast<unsigned>(chunks), rows), dim3(kGreedyThreads), 0, stream, logits,
+           stride, vocab_size_, partials_.as<Mass>());
+    launch(greedy_kernel, dim3(rows), dim3(32), 0, stream, partials_.as<Mass>(), chunks, found, drawn_.as<int32_t>());
   } else {
-    const auto mask_words = static_cast<size_t>((vocab_size_ + 31) / 32);
-    size_t num_entries = 0;
-    size_t num_masks = 0;
-    for (const SampleJob& job : jobs) {
-      if (job.mask != nullptr) ++num_masks;
-      if (job.params->has_penalties()) num_entries += job.generated->size();
-      num_entries += job.params->logit_bias.size();
-    }
-    const size_t bytes =
-        jobs.size() * sizeof(DeviceJob) + num_entries * sizeof(ListEntry) + num_masks * mask_words * sizeof(uint32_t);
-    if (bytes > staging_.size()) {
-      const size_t room = std::max<size_t>(2 * bytes, 65536);
-      staging_ = PinnedBuffer(room);
-      jobs_ = DeviceBuffer(tracker_, Purpose::kWorkspace, room);
-    }
-    auto* device_jobs = staging_.as<DeviceJob>();
-    auto* entries = reinterpret_cast<ListEntry*>(device_jobs + jobs.size());
-    auto* masks = reinterpret_cast<uint32_t*>(entries + num_entries);
-    int32_t next = 0;
-    int32_t next_mask = 0;
-    for (size_t i = 0; i < jobs.size(); ++i) {
-      const SamplingParams& params = *jobs[i].params;
-      DeviceJob& job = device_jobs[i];
-      job = {params.temperature,
-             params.top_p,
-             params.min_p,
-             params.repetition_penalty,
-             params.frequency_penalty,
-             params.presence_penalty,
-             params.top_k,
-             params.num_logprobs,
-             next,
-             0,
-             0,
-             0,
-             -1,
-             random_bits(params.seed, jobs[i].token_index)};
-      if (params.has_penalties()) {
-        for (const TokenCount& token : *jobs[i].generated) entries[next++] = {token.id, token.count, 0, 0};
-      }
-      job.num_penalties = next - job.first_penalty;
-      job.first_bias = next;
-      for (const auto& [id, bias] : params.logit_bias) entries[next++] = {id, 0, bias, 0};
-      job.num_biases = next - job.first_bias;
-      if (jobs[i].mask != nullptr) {
-        job.mask = next_mask++;
-        std::copy_n(jobs[i].mask, mask_words, masks + static_cast<size_t>(job.mask) * mask_words);
-      }
-    }
-    TW_CUDA_CHECK(
-        cudaMemcpyAsync(jobs_.as<uint8_t>(), staging_.as<uint8_t>(), bytes, cudaMemcpyHostToDevice, stream.get()));
+    const size_t num_entries = upload(jobs, slot, stream);
     auto* device_entries = reinterpret_cast<ListEntry*>(jobs_.as<DeviceJob>() + jobs.size());
     const SampleTask task = {logits,
                              stride,
@@ -514,16 +524,27 @@ void Sampler::sample(float* logits, int64_t stride, const std::vector<SampleJob>
                              device_entries,
                              reinterpret_cast<const uint32_t*>(device_entries + num_entries),
                              candidates_.as<Mass>(),
-                             found};
+                             found,
+                             drawn_.as<int32_t>()};
     const size_t shared = static_cast<size_t>((vocab_size_ + kRun - 1) / kRun) * sizeof(Mass);
-    launch(sample_kernel, dim3(rows), dim3(kThreads), shared, stream.get(), task);
+    launch(sample_kernel, dim3(rows), dim3(kThreads), shared, stream, task);
   }
-  stream.synchronize();
-  for (size_t i = 0; i < jobs.size(); ++i) {
+  slot->done.record(stream);
+  ++num_draws_;
+}
+
+void Sampler::take(std::vector<SampleResult>* results) {
+  const Slot& slot = *slots_[num_taken_ % slots_.size()];
+  ++num_taken_;
+  results->assign(slot.num_logprobs.size(), {});
+  if (results->empty()) return;
+  slot.done.synchronize();
+  const auto* found = slot.results.as<DeviceSample>();
+  for (size_t i = 0; i < results->size(); ++i) {
     SampleResult& result = (*results)[i];
     result.finite = found[i].finite != 0;
     result.id = found[i].id;
-    if (!result.finite || jobs[i].params->num_logprobs < 0) continue;
+    if (!result.finite || slot.num_logprobs[i] < 0) continue;
     result.logprob = found[i].logprob;
     for (int32_t t = 0; t < found[i].num_top; ++t) {
       result.top.push_back({found[i].top_ids[t], found[i].top_logprobs[t]});

@@ -4,8 +4,20 @@
 
 #include "core/error.h"
 #include "cuda/check.h"
+#include "cuda/launch.h"
 
 namespace tw::cuda {
+namespace {
+
+// Puts the tokens in the place of the draws that name them.
+__global__ void resolve_draws_kernel(int32_t* token_ids, int32_t count, const int32_t* drawn) {
+  release_successor();
+  await_predecessor();
+  const auto i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < count && token_ids[i] < 0) token_ids[i] = drawn[-1 - token_ids[i]];
+}
+
+}  // namespace
 
 StepInputs::StepInputs(MemoryTracker* tracker, const ModelShape& shape, const StepLimits& limits) {
   const int64_t table = (int64_t{shape.context_length} + kBlockTokens - 1) / kBlockTokens;
@@ -21,7 +33,8 @@ StepInputs::~StepInputs() {
   if (copied_ != nullptr) (void)cudaEventDestroy(copied_);
 }
 
-void StepInputs::upload(const StepPlan& plan, int32_t padded_rows, int32_t tile_rows, cudaStream_t stream) {
+void StepInputs::upload(const StepPlan& plan, int32_t padded_rows, int32_t tile_rows, const int32_t* drawn,
+                        cudaStream_t stream) {
   TW_CUDA_CHECK(cudaEventSynchronize(copied_));
   padded_rows_ = padded_rows;
   const auto room = static_cast<int64_t>(host_.size() / sizeof(int32_t));
@@ -67,6 +80,12 @@ void StepInputs::upload(const StepPlan& plan, int32_t padded_rows, int32_t tile_
   TW_CUDA_CHECK(cudaMemcpyAsync(device_.as<int32_t>(), ids, static_cast<size_t>(count) * sizeof(int32_t),
                                 cudaMemcpyHostToDevice, stream));
   TW_CUDA_CHECK(cudaEventRecord(copied_, stream));
+  if (std::any_of(plan.token_ids.begin(), plan.token_ids.end(), [](int32_t id) { return id < 0; })) {
+    constexpr int32_t kThreads = 256;
+    const auto num_ids = static_cast<int32_t>(plan.token_ids.size());
+    launch(resolve_draws_kernel, dim3(static_cast<unsigned>((num_ids + kThreads - 1) / kThreads)), dim3(kThreads), 0,
+           stream, device_.as<int32_t>(), num_ids, drawn);
+  }
 }
 
 StepRows StepInputs::rows(int32_t first_row) const {

@@ -23,8 +23,9 @@ class StepInputs {
   StepInputs& operator=(const StepInputs&) = delete;
 
   // Copies the plan to the device. Rows beyond the plan's belong to no sequence. With `tile_rows` > 0, slices of more
-  // than kFewRows rows are cut into tiles of at most so many; the rows of the others are single.
-  void upload(const StepPlan& plan, int32_t padded_rows, int32_t tile_rows, cudaStream_t stream);
+  // than kFewRows rows are cut into tiles of at most so many; the rows of the others are single. `drawn` has what the
+  // step before drew, for tokens that are named as its draws.
+  void upload(const StepPlan& plan, int32_t padded_rows, int32_t tile_rows, const int32_t* drawn, cudaStream_t stream);
 
   const int32_t* token_ids() const { return device_.as<int32_t>(); }
   const int32_t* logit_rows() const { return device_.as<int32_t>() + 3 * int64_t{padded_rows_}; }

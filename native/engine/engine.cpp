@@ -19,9 +19,6 @@ double ms_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
-// How long a step waits for the masks of its constrained jobs, with and without others in it.
-constexpr auto kMaskPatience = std::chrono::milliseconds(1);
-constexpr auto kMaskPatienceAlone = std::chrono::milliseconds(100);
 // An idle loop wakes this often to show that it lives.
 constexpr auto kHeartbeat = std::chrono::milliseconds(500);
 
@@ -238,13 +235,13 @@ void Engine::loop() {
 }
 
 void Engine::run_loop() {
-  bool can_compute = false;
+  bool is_busy = false;
   for (;;) {
     heartbeat_ns_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
     bool was_idle = false;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      if (!can_compute && !woken_) {
+      if (!is_busy && !woken_) {
         was_idle = !scheduler_->has_work();
         wakeup_.wait_until(lock, std::min(next_timer(), Clock::now() + kHeartbeat), [this] { return woken_; });
       }
@@ -261,10 +258,16 @@ void Engine::run_loop() {
       publish_stats();
       flush_ready();
     }
+    if (!steps_.empty() && !can_plan_blindly()) end_step();
+    const bool began = scheduler_->has_work() && begin_step();
+    // One step may stay with the device, so that it has the next to compute when that is done.
+    const size_t num_ahead = began && options_.run_ahead && backend_->runs_ahead() ? 1 : 0;
+    const bool ends = steps_.size() > num_ahead;
+    while (steps_.size() > num_ahead) end_step();
     // A step that had nothing to compute, because all that waits needs blocks of paused sequences, is not tried again
     // before something changes.
-    can_compute = scheduler_->has_work() && step() && scheduler_->has_work();
-    if (!can_compute) catch_up();
+    is_busy = !steps_.empty() || ((began || ends) && scheduler_->has_work());
+    if (!is_busy) catch_up();
     // In this order, so that who is woken sees the ledger after what woke it.
     publish_stats();
     flush_ready();
@@ -337,182 +340,6 @@ Clock::time_point Engine::next_timer() const {
     if (job->paused_at) next = std::min(next, Clock::now() + std::chrono::milliseconds(5));
   }
   return next;
-}
-
-// False if there was nothing that could be computed.
-bool Engine::step() {
-  const Clock::time_point begin = Clock::now();
-  scheduler_->plan(&plan_, &scheduled_, &admitted_);
-  const Clock::time_point now = Clock::now();
-  const auto wall = std::chrono::system_clock::now().time_since_epoch();
-  for (const Sequence* sequence : admitted_) {
-    Job* job = jobs_.at(sequence->id).get();
-    job->admitted_at = now;
-    job->cache_lookup_ms = ms_between(begin, now);
-    if (options_.prefix_cache)
-      ++(sequence->num_cached_tokens > 0 ? counters_.num_cache_hits : counters_.num_cache_misses);
-    StartedEvent event;
-    event.job_id = job->spec.job_id;
-    event.model = job->spec.model;
-    event.unix_seconds = std::chrono::duration_cast<std::chrono::seconds>(wall).count();
-    event.nanos = static_cast<int32_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(wall).count() % 1000000000);
-    event.seed = job->spec.sampling.seed;
-    event.prompt_tokens = static_cast<uint32_t>(sequence->num_prompt_tokens);
-    event.cached_tokens = static_cast<uint32_t>(sequence->num_cached_tokens);
-    if (job->start(std::move(event))) notify(job->handle());
-    counters_.num_cached_tokens += sequence->num_cached_tokens;
-    counters_.num_prompt_tokens += sequence->num_prompt_tokens;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    --num_queued_;
-    num_queued_tokens_ -= sequence->num_prompt_tokens;
-  }
-  if (plan_.token_ids.empty()) return false;
-
-  try {
-    compute();
-  } catch (const Error& error) {
-    if (error.code() != ErrorCode::kVramOom && error.code() != ErrorCode::kInsufficientVram) throw;
-    fail_largest(error.what());
-    return true;
-  }
-  // A job whose mask is late has its last token computed again, with the same result, once the mask is there.
-  for (size_t i = 0, next = 0; i < scheduled_.size() && next < sampled_.size(); ++i) {
-    if (scheduled_[i] != sampled_[next]) continue;
-    if (mask_states_[next] == NextMask::State::kPending) --plan_.slices[i].num_rows;
-    ++next;
-  }
-  scheduler_->commit(plan_, scheduled_);
-  ++counters_.num_steps;
-  counters_.last_batch_size = static_cast<int32_t>(scheduled_.size());
-  counters_.batch_size.observe(static_cast<double>(scheduled_.size()));
-  for (size_t i = 0; i < sampled_.size(); ++i) {
-    Job* job = jobs_.at(sampled_[i]->id).get();
-    switch (mask_states_[i]) {
-      case NextMask::State::kTokens: handle_token(job, &samples_[i]); break;
-      case NextMask::State::kPending: job->awaits_mask = job->sequence.paused = true; break;
-      case NextMask::State::kComplete: complete(job, StopReason::kEos, job->text.finish()); break;
-      case NextMask::State::kFailed:
-        finish(job, ErrorCode::kInvalidRequest, "response_format: " + job->mask->error);
-        break;
-    }
-  }
-  return true;
-}
-
-void Engine::compute() {
-  faults_.apply(num_steps_begun_++, backend_.get());
-  model_->forward(backend_.get(), plan_);
-  catch_up();
-  flush_ready();
-  sampled_.clear();
-  sample_jobs_.clear();
-  mask_states_.clear();
-  for (size_t i = 0; i < scheduled_.size(); ++i) {
-    Sequence* sequence = scheduled_[i];
-    if (plan_.slices[i].position + plan_.slices[i].num_rows != sequence->num_tokens()) continue;
-    const Job& job = *jobs_.at(sequence->id);
-    sampled_.push_back(sequence);
-    sample_jobs_.push_back({&job.spec.sampling, &job.generated,
-                            static_cast<uint64_t>(sequence->num_tokens() - sequence->num_prompt_tokens), nullptr});
-  }
-  const Clock::time_point now = Clock::now();
-  for (size_t i = 0; i < sampled_.size(); ++i) {
-    Job* job = jobs_.at(sampled_[i]->id).get();
-    mask_states_.push_back(job->mask ? await_mask(job, now, scheduled_.size() == 1) : NextMask::State::kTokens);
-    if (!job->mask) continue;
-    if (mask_states_[i] == NextMask::State::kTokens) {
-      sample_jobs_[i].mask = job->mask->bits.data();
-    } else {
-      sample_jobs_[i].params = &unused_draw_;  // the row is there, its draw is of no use
-    }
-  }
-  backend_->sample(sample_jobs_, &samples_);
-}
-
-// Masks are made while the step computes, and are nearly always there before it is over. One that is not holds up
-// others only so long: its job then computes again what it needs, when it is there.
-NextMask::State Engine::await_mask(Job* job, Clock::time_point now, bool alone) {
-  return masks_.wait(job->mask.get(), now + (alone ? kMaskPatienceAlone : kMaskPatience));
-}
-
-// A step had no memory (W-44). The job that asked the most of it ends, the latest of equals; nothing of the step was
-// committed, so the others compute the same again in the next one.
-void Engine::fail_largest(const std::string& message) {
-  deliver_tokens();
-  backend_->abandon_step();
-  counters_.memory = backend_->memory_use();
-  ++counters_.num_out_of_memory;
-  size_t largest = 0;
-  for (size_t i = 1; i < plan_.slices.size(); ++i) {
-    if (plan_.slices[i].num_rows >= plan_.slices[largest].num_rows) largest = i;
-  }
-  finish(jobs_.at(scheduled_[largest]->id).get(), ErrorCode::kVramOom, message);
-}
-
-void Engine::handle_token(Job* job, SampleResult* result) {
-  if (!result->finite) {
-    finish(job, ErrorCode::kInternal, "the model produced a value that is not finite");
-    return;
-  }
-  const Clock::time_point now = Clock::now();
-  const bool is_stop = is_stop_token_[static_cast<size_t>(result->id)] != 0;
-  const bool is_first = !job->first_token_at;
-  if (is_first) {
-    job->first_token_at = now;
-  } else if (!is_stop) {
-    counters_.inter_token_s.observe(std::chrono::duration<double>(now - job->last_token_at).count());
-  }
-  job->last_token_at = now;
-  if (is_stop) {
-    complete(job, StopReason::kEos, job->text.finish());
-    return;
-  }
-  ++counters_.num_generated_tokens;
-  counters_.generated.add(now, 1);
-  Sequence& sequence = job->sequence;
-  sequence.tokens.push_back(result->id);
-  if (job->spec.sampling.has_penalties()) {
-    const auto known = std::find_if(job->generated.begin(), job->generated.end(),
-                                    [&](const TokenCount& token) { return token.id == result->id; });
-    if (known != job->generated.end()) {
-      ++known->count;
-    } else {
-      job->generated.push_back({result->id, 1});
-    }
-  }
-  const bool is_last = sequence.num_tokens() == sequence.max_total_tokens;
-  // A text that may end the job cannot wait, and nobody should wait for a first token.
-  if (backend_->computes_beside_host() && job->spec.stops.empty() && !is_first && !is_last) {
-    if (job->mask) masks_.accept(job->mask, result->id);
-    job->undelivered = std::move(*result);
-    undelivered_.push_back(job);
-    return;
-  }
-  deliver(job, *result);
-  if (job->text.stopped()) {
-    complete(job, StopReason::kStopSequence, "");
-  } else if (is_last) {
-    std::string rest = job->text.finish();
-    const StopReason reason = job->text.stopped() ? StopReason::kStopSequence : StopReason::kMaxTokens;
-    complete(job, reason, std::move(rest));
-  } else if (job->mask) {
-    masks_.accept(job->mask, result->id);
-  }
-}
-
-void Engine::deliver(Job* job, const SampleResult& result) {
-  if (job->add_token(result, job->text.push(vocabulary_[static_cast<size_t>(result.id)]))) notify(job->handle());
-}
-
-void Engine::deliver_tokens() {
-  for (Job* job : undelivered_) deliver(job, job->undelivered);
-  undelivered_.clear();
-}
-
-// What the last step left for the time in which the device is busy.
-void Engine::catch_up() {
-  deliver_tokens();
-  scheduler_->publish_generated();
 }
 
 MetricsEvent Engine::metrics_of(const Job& job) const {

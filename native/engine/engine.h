@@ -5,6 +5,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -37,6 +38,7 @@ struct EngineOptions {
   int64_t max_queued_tokens = 0;  // prompt tokens that wait
   int32_t batch_window_ms = 0;    // how long an idle engine waits for company before a first step; see set_batch_window
   bool prefix_cache = true;
+  bool run_ahead = false;  // ask a device that can for a step before the draws of the one before are known
   int32_t max_undelivered_tokens = 64;
   int32_t slow_reader_timeout_ms = 30000;
   std::string faults;  // for tests: what the device suffers at which step (FaultPlan)
@@ -113,6 +115,12 @@ class Engine {
  private:
   using Jobs = std::unordered_map<uint64_t, std::shared_ptr<Job>>;
 
+  // A step that the device was asked for and whose draws were not taken yet.
+  struct StepInFlight {
+    std::vector<uint64_t> drawn;               // handle of each draw's job, which may have ended meanwhile
+    std::vector<NextMask::State> mask_states;  // of each; kTokens also for a job without a grammar
+  };
+
   // Runs `errand` on the engine thread between two steps; `refused` if there is none any more.
   template <typename Result>
   Result on_engine_thread(std::function<Result()> errand, Result refused);
@@ -120,8 +128,10 @@ class Engine {
   void run_loop();
   void take_inbox();
   bool expire_jobs();
-  bool step();
-  void compute();
+  bool can_plan_blindly() const;
+  bool begin_step();
+  void compute(StepInFlight* step);
+  void end_step();
   void fail_largest(const std::string& message);
   NextMask::State await_mask(Job* job, Clock::time_point now, bool alone);
   void handle_token(Job* job, SampleResult* result);
@@ -168,7 +178,7 @@ class Engine {
   StepPlan plan_;
   std::vector<Sequence*> scheduled_;
   std::vector<Sequence*> admitted_;
-  std::vector<Sequence*> sampled_;
+  std::deque<StepInFlight> steps_;  // at most two, oldest first
   std::vector<SampleJob> sample_jobs_;
   std::vector<SampleResult> samples_;
   const SamplingParams unused_draw_ = [] {
@@ -179,7 +189,6 @@ class Engine {
   // Jobs whose last token their readers do not have yet: on a device that computes by itself, texts are made while it
   // is at the next step. Delivered before anything else happens to a job.
   std::vector<Job*> undelivered_;
-  std::vector<NextMask::State> mask_states_;  // of sampled_; kTokens also for a job without a grammar
   std::vector<uint64_t> ready_now_;
   EngineStats counters_;
   int64_t num_steps_begun_ = 0;

@@ -69,8 +69,8 @@ void ProfilingBackend::project_logits(VectorHandle gain, MatrixHandle head) {
   timed("norm + head", bytes_of(head), [&] { inner_->project_logits(gain, head); });
 }
 
-void ProfilingBackend::sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) {
-  timed("sample", 0, [&] { inner_->sample(jobs, results); });
+void ProfilingBackend::draw(const std::vector<SampleJob>& jobs) {
+  timed("draw", 0, [&] { inner_->draw(jobs); });
 }
 
 }  // namespace tw

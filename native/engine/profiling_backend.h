@@ -36,7 +36,8 @@ class ProfilingBackend final : public Backend {
   void project_add(Activation input, MatrixHandle matrix) override;
   void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) override;
   void project_logits(VectorHandle gain, MatrixHandle head) override;
-  void sample(const std::vector<SampleJob>& jobs, std::vector<SampleResult>* results) override;
+  void draw(const std::vector<SampleJob>& jobs) override;
+  void take_draws(std::vector<SampleResult>* results) override { inner_->take_draws(results); }
   bool supports_masks() const override { return inner_->supports_masks(); }
   void read_logits(int32_t index, float* out) override { inner_->read_logits(index, out); }
   void allocate_kv(int32_t num_blocks) override { inner_->allocate_kv(num_blocks); }

@@ -28,8 +28,9 @@ void Scheduler::remove(Sequence* sequence) {
 }
 
 bool Scheduler::has_work() const {
-  const auto active = [](const Sequence* sequence) { return !sequence->paused; };
-  return std::any_of(waiting_.begin(), waiting_.end(), active) || std::any_of(running_.begin(), running_.end(), active);
+  const auto active = [](const Sequence* sequence) { return !sequence->paused && sequence->pending_draw < 0; };
+  return std::any_of(waiting_.begin(), waiting_.end(), active) ||
+         std::any_of(running_.begin(), running_.end(), [](const Sequence* sequence) { return !sequence->paused; });
 }
 
 // Of the running sequences, the youngest of the lowest class. The oldest of the highest is thus never preempted, and
@@ -106,9 +107,13 @@ void Scheduler::schedule(Sequence* sequence, int32_t num_rows, StepPlan* plan, s
   slice.position = sequence->num_computed;
   slice.block_table = sequence->block_table.data();
   const auto begin = sequence->tokens.begin() + sequence->num_computed;
-  plan->token_ids.insert(plan->token_ids.end(), begin, begin + num_rows);
+  if (sequence->num_computed == sequence->num_tokens()) {
+    plan->token_ids.push_back(-1 - sequence->pending_draw);
+  } else {
+    plan->token_ids.insert(plan->token_ids.end(), begin, begin + num_rows);
+  }
   plan->slices.push_back(slice);
-  if (sequence->num_computed + num_rows == sequence->num_tokens()) plan->logit_rows.push_back(plan->num_rows() - 1);
+  if (sequence->num_computed + num_rows == sequence->length()) plan->logit_rows.push_back(plan->num_rows() - 1);
   scheduled->push_back(sequence);
 }
 
@@ -126,8 +131,9 @@ void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vec
   };
   std::vector<Sequence*> decoding;
   for (Sequence* sequence : candidates) {
-    if (!still_runs(sequence) || sequence->paused || sequence->num_tokens() - sequence->num_computed != 1) continue;
-    if (grow(sequence, sequence->num_tokens())) decoding.push_back(sequence);
+    if (!still_runs(sequence) || sequence->paused || sequence->length() - sequence->num_computed != 1) continue;
+    if (sequence->length() == sequence->max_total_tokens) continue;
+    if (grow(sequence, sequence->length())) decoding.push_back(sequence);
   }
   for (Sequence* sequence : decoding) {
     if (plan->num_rows() == limits_.max_rows) break;
@@ -153,7 +159,7 @@ void Scheduler::plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vec
   const auto admit_above = [&](int64_t priority) {
     while (fits && next < waiting_.size() && plan->num_rows() < max_rows && num_running() < limits_.max_running) {
       Sequence* sequence = waiting_[next];
-      if (sequence->paused) {
+      if (sequence->paused || sequence->pending_draw >= 0) {
         ++next;
         continue;
       }
@@ -191,7 +197,8 @@ void Scheduler::publish_generated() {
 
 // Offers the blocks that are full and computed to the prefix cache.
 void Scheduler::publish(Sequence* sequence) {
-  while ((sequence->num_published + 1) * kBlockTokens <= sequence->num_computed) {
+  const int32_t known = std::min(sequence->num_computed, sequence->num_tokens());
+  while ((sequence->num_published + 1) * kBlockTokens <= known) {
     const auto index = static_cast<size_t>(sequence->num_published);
     sequence->chain = pool_->publish(sequence->block_table[index], sequence->cache_salt, sequence->chain,
                                      sequence->tokens.data() + index * kBlockTokens);

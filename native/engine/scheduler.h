@@ -21,8 +21,11 @@ struct Sequence {
   int32_t max_total_tokens = 0;  // prompt + max_tokens
 
   // Owned by the scheduler.
-  int32_t num_computed = 0;       // leading tokens whose keys and values are in the cache
+  int32_t num_computed = 0;       // leading tokens whose keys and values the steps asked for put into the cache
   int32_t num_cached_tokens = 0;  // of the prompt, found in the prefix cache at the first admission
+  // Set by the engine: draws that the device has yet to tell, and the last one's index in its step, or -1.
+  int32_t num_draws_in_flight = 0;
+  int32_t pending_draw = -1;
   std::vector<int32_t> block_table;
   int32_t num_published = 0;  // leading blocks offered to the prefix cache
   KvPool::Hash chain{};       // hash of the last of those
@@ -31,6 +34,8 @@ struct Sequence {
   bool paused = false;  // keeps its blocks, computes nothing
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
+  // With the one that is drawn.
+  int32_t length() const { return num_tokens() + (pending_draw >= 0 ? 1 : 0); }
 };
 
 struct SchedulerLimits {
@@ -61,9 +66,11 @@ class Scheduler {
   void remove(Sequence* sequence);
 
   // Plans a step. `scheduled[i]` is the sequence of plan slice i; a slice's last row is wanted as logits exactly if it
-  // reaches the sequence's last token. `admitted` lists sequences that were admitted for the first time.
+  // reaches the sequence's last token. `admitted` lists sequences that were admitted for the first time. A token that
+  // is still drawn is named as its draw; a sequence that it may complete waits for it.
   void plan(StepPlan* plan, std::vector<Sequence*>* scheduled, std::vector<Sequence*>* admitted);
-  // Records that the plan was computed and publishes the blocks that prompts filled.
+  // Records that the device was asked for the plan, and publishes the blocks that prompts fill: whoever finds them
+  // is computed later.
   void commit(const StepPlan& plan, const std::vector<Sequence*>& scheduled);
   // Publishes the blocks that generated tokens filled: whenever there is time, at the latest when they are released.
   void publish_generated();

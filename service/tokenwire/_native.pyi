@@ -139,6 +139,8 @@ class EngineOptions:
     max_queued_tokens: int
     batch_window_ms: int
     prefix_cache: bool
+    run_ahead: bool
+    """On a GPU: ask for a step before the draws of the one before are known."""
     max_undelivered_tokens: int
     slow_reader_timeout_ms: int
     faults: str

@@ -196,6 +196,7 @@ class Setting:
     prefix_cache: bool
     most_live: int
     least_live: int = 16
+    run_ahead: bool = False
 
 
 # The smallest pool holds just the longest request. Answers of one engine's first pass are from a cold
@@ -280,6 +281,7 @@ def run_gate(
                 num_threads=setting.num_threads,
                 max_batch_tokens=setting.max_batch_tokens,
                 prefix_cache=setting.prefix_cache,
+                run_ahead=setting.run_ahead,
                 max_undelivered_tokens=6,
                 slow_reader_timeout_ms=NO_LIMIT_MS,
             )

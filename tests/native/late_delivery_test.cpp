@@ -1,157 +1,39 @@
-// Texts that are made beside the next step. A device that computes by itself is asked for the next step before the
-// texts of the last one are made (Backend::computes_beside_host); whoever reads must not be able to tell, whatever
-// happens in between. Every test runs the same requests with texts made late and at once.
+// A device that computes by itself is asked for the next step before the texts of the last one are made
+// (Backend::computes_beside_host), and, if it can, before it is known what that one drew (Backend::runs_ahead); whoever
+// reads must not be able to tell, whatever happens in between. Every test runs the same requests at each pace.
 #include <poll.h>
 
-#include <condition_variable>
-#include <future>
+#include <chrono>
 #include <map>
-#include <mutex>
 #include <random>
 #include <thread>
 
 #include "check.h"
-#include "engine/backend_factory.h"
 #include "engine/engine.h"
+#include "gated_device.h"
 #include "tiny_model.h"
 
 namespace {
 
-using tw::Activation;
 using tw::Engine;
 using tw::EngineOptions;
 using tw::ErrorCode;
 using tw::Job;
 using tw::JobSpec;
-using tw::MatrixHandle;
 using tw::Outcome;
 using tw::StopReason;
-using tw::VectorHandle;
 using tw::test::check_settled;
 using tw::test::constrained_spec;
+using tw::test::Gate;
+using tw::test::GatedDevice;
 using tw::test::kBlockBytes;
+using tw::test::kPaces;
+using tw::test::kPatience;
 using tw::test::kStop;
 using tw::test::kVocab;
+using tw::test::Pace;
+using tw::test::Place;
 using tw::test::random_spec;
-
-constexpr auto kPatience = std::chrono::seconds(20);
-
-// Where a test can hold a step up.
-enum class Place {
-  kBegin,    // on the engine's thread; what the step before sampled may have no text yet
-  kCompute,  // where the device computes
-};
-
-// Holds one step up until the test lets it go, so that the test acts at a known moment.
-class Gate {
- public:
-  // The test's side. Holds step number `step`, from 0, at `place`.
-  void hold(int64_t step, Place place) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    step_ = step;
-    place_ = place;
-    is_held_ = false;
-    changed_.notify_all();
-  }
-  // Whether the step has come.
-  bool wait() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    return changed_.wait_for(lock, kPatience, [&] { return is_held_; });
-  }
-  void open() { hold(-1, Place::kBegin); }
-
-  // The device's side.
-  void pass(int64_t step, Place place) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    if (step != step_ || place != place_) return;
-    is_held_ = true;
-    changed_.notify_all();
-    changed_.wait(lock, [&] { return step != step_ || place != place_; });
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int64_t step_ = -1;
-  Place place_ = Place::kBegin;
-  bool is_held_ = false;
-};
-
-// A device that computes what a CPU does: at once, or beside its host on a thread of its own, as a GPU.
-class GatedDevice final : public tw::Backend {
- public:
-  GatedDevice(bool beside_host, Gate* gate)
-      : beside_host_(beside_host), gate_(gate), inner_(tw::make_backend("cpu", 1)) {}
-
-  bool computes_beside_host() const override { return beside_host_; }
-  void begin_step(const tw::StepPlan& plan) override {
-    const int64_t step = num_steps_++;
-    gate_->pass(step, Place::kBegin);
-    compute([this, step, &plan] {
-      gate_->pass(step, Place::kCompute);
-      inner_->begin_step(plan);
-    });
-  }
-  void embed(MatrixHandle table) override {
-    compute([=] { inner_->embed(table); });
-  }
-  void project_qkv(VectorHandle gain, MatrixHandle qkv) override {
-    compute([=] { inner_->project_qkv(gain, qkv); });
-  }
-  void rope_append(int32_t layer) override {
-    compute([=] { inner_->rope_append(layer); });
-  }
-  void attend(int32_t layer, MatrixHandle reader) override {
-    compute([=] { inner_->attend(layer, reader); });
-  }
-  void project_add(Activation input, MatrixHandle matrix) override {
-    compute([=] { inner_->project_add(input, matrix); });
-  }
-  void feed_forward_up(VectorHandle gain, MatrixHandle gate_up) override {
-    compute([=] { inner_->feed_forward_up(gain, gate_up); });
-  }
-  void project_logits(VectorHandle gain, MatrixHandle head) override {
-    compute([=] { inner_->project_logits(gain, head); });
-    if (beside_host_) running_ = std::async(std::launch::async, [this] { run_asked(); });
-  }
-  void sample(const std::vector<tw::SampleJob>& jobs, std::vector<tw::SampleResult>* results) override {
-    if (running_.valid()) running_.get();
-    run_asked();
-    inner_->sample(jobs, results);
-  }
-
-  MatrixHandle add_matrix(const std::vector<tw::MatrixSource>& parts, const std::vector<float>& bias) override {
-    return inner_->add_matrix(parts, bias);
-  }
-  MatrixHandle add_gate_up(const tw::MatrixSource& gate, const tw::MatrixSource& up) override {
-    return inner_->add_gate_up(gate, up);
-  }
-  VectorHandle add_vector(const std::vector<float>& values) override { return inner_->add_vector(values); }
-  void prepare(const tw::ModelShape& shape, const tw::StepLimits& limits) override { inner_->prepare(shape, limits); }
-  void allocate_kv(int32_t num_blocks) override { inner_->allocate_kv(num_blocks); }
-  bool supports_masks() const override { return inner_->supports_masks(); }
-  void read_logits(int32_t index, float* out) override { inner_->read_logits(index, out); }
-  void abandon_step() override { inner_->abandon_step(); }
-  tw::DeviceInfo device_info() const override { return inner_->device_info(); }
-  tw::MemoryUse memory_use() const override { return inner_->memory_use(); }
-  int64_t free_bytes() const override { return inner_->free_bytes(); }
-  std::string check_residency() const override { return inner_->check_residency(); }
-  void inject(tw::Fault fault) override { inner_->inject(fault); }
-
- private:
-  void compute(std::function<void()> op) { beside_host_ ? asked_.push_back(std::move(op)) : op(); }
-  void run_asked() {
-    for (const auto& op : asked_) op();
-    asked_.clear();
-  }
-
-  const bool beside_host_;
-  Gate* const gate_;
-  const std::unique_ptr<tw::Backend> inner_;
-  int64_t num_steps_ = 0;
-  std::vector<std::function<void()>> asked_;  // of this step, not yet computed
-  std::future<void> running_;
-};
 
 // One printable character a token, but that some ids are the halves of `é`: text that waits for the next token.
 std::vector<std::string> vocabulary() {
@@ -164,14 +46,18 @@ const std::vector<std::string> kWords = vocabulary();
 
 // An engine with its device and a gate to it.
 struct Machine {
-  explicit Machine(bool late, EngineOptions options = {}, int32_t kv_blocks = 64) {
+  explicit Machine(Pace pace, EngineOptions options = {}, int32_t kv_blocks = 64) {
     options.kv_cache_bytes = kv_blocks * kBlockBytes;
-    engine = std::make_unique<Engine>(std::make_unique<GatedDevice>(late, &gate), tw::test::tiny_file(), kWords,
-                                      std::vector<int32_t>{kStop}, options, [](int) {});
+    options.run_ahead = true;
+    auto own = std::make_unique<GatedDevice>(pace, &gate);
+    device = own.get();
+    engine = std::make_unique<Engine>(std::move(own), tw::test::tiny_file(), kWords, std::vector<int32_t>{kStop},
+                                      options, [](int) {});
   }
   Engine* operator->() const { return engine.get(); }
 
   Gate gate;
+  const GatedDevice* device = nullptr;  // the engine's
   std::unique_ptr<Engine> engine;
 };
 
@@ -257,21 +143,29 @@ JobSpec any_spec(uint32_t seed) {
   return spec;
 }
 
+// Of these, what does not ask what was drawn before: a device that can goes on with them by itself.
+JobSpec blind_spec(uint32_t seed) {
+  JobSpec spec = any_spec(seed);
+  spec.grammar = nullptr;
+  spec.sampling.repetition_penalty = 1.0f;
+  return spec;
+}
+
 }  // namespace
 
 TEST(the_same_requests_give_the_same_events) {
   constexpr uint32_t kJobs = 240;
-  std::map<bool, std::vector<Stream>> streams;
-  for (const bool late : {false, true}) {
+  std::map<Pace, std::vector<Stream>> streams;
+  for (const Pace pace : kPaces) {
     EngineOptions options;
     options.max_batch_tokens = 24;
-    const Machine machine(late, options, 20);
+    const Machine machine(pace, options, 20);
     std::vector<std::shared_ptr<Job>> jobs;
     for (uint32_t i = 0; i < kJobs; ++i) jobs.push_back(machine->submit(any_spec(i)));
-    for (const auto& job : jobs) streams[late].push_back(read_to_end(job.get()));
+    for (const auto& job : jobs) streams[pace].push_back(read_to_end(job.get()));
     CHECK(machine->stats().num_preemptions > 0);
     check_settled(machine.engine.get());
-    for (uint32_t i = 0; i < kJobs; ++i) check_over(jobs[i], streams[late][i]);
+    for (uint32_t i = 0; i < kJobs; ++i) check_over(jobs[i], streams[pace][i]);
     // Nobody is called to a job that is over.
     machine->take_ready();
     const auto last = machine->submit(steady_spec(1, 8));
@@ -280,40 +174,76 @@ TEST(the_same_requests_give_the_same_events) {
   }
   std::map<StopReason, int> ends;
   for (uint32_t i = 0; i < kJobs; ++i) {
-    check_same(streams[true][i], streams[false][i]);
-    CHECK_EQ(streams[true][i].outcome.error_code, std::string());
-    ++ends[streams[true][i].outcome.stop_reason];
+    for (const Pace pace : kPaces) check_same(streams[pace][i], streams[Pace::kAtOnce][i]);
+    CHECK_EQ(streams[Pace::kAtOnce][i].outcome.error_code, std::string());
+    ++ends[streams[Pace::kAtOnce][i].outcome.stop_reason];
   }
   for (const StopReason reason : {StopReason::kEos, StopReason::kMaxTokens, StopReason::kStopSequence}) {
     CHECK(ends[reason] >= 10);
   }
 }
 
+TEST(a_device_that_runs_ahead_gives_what_one_does_that_waits) {
+  constexpr uint32_t kJobs = 200;
+  const Machine alone(Pace::kAtOnce);
+  std::vector<Stream> whole;
+  for (uint32_t i = 0; i < kJobs; ++i) whole.push_back(read_to_end(alone->submit(blind_spec(i)).get()));
+  for (const int32_t kv_blocks : {14, 64}) {
+    EngineOptions options;
+    options.max_batch_tokens = 24;
+    const Machine machine(Pace::kAhead, options, kv_blocks);
+    std::vector<std::shared_ptr<Job>> jobs;
+    for (uint32_t i = 0; i < kJobs; ++i) jobs.push_back(machine->submit(blind_spec(i)));
+    std::mt19937 random(5);
+    for (uint32_t i = 3; i < kJobs; i += 7) {
+      while (random() % 3 != 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
+      jobs[i]->cancel();
+      machine->wake();
+    }
+    for (uint32_t i = 0; i < kJobs; ++i) {
+      const Stream stream = read_to_end(jobs[i].get());
+      check_over(jobs[i], stream);
+      if (stream.outcome.error_code.empty()) {
+        check_same(stream, whole[i]);
+      } else {
+        CHECK_EQ(stream.outcome.error_code, std::string("CANCELLED"));
+        CHECK(i % 7 == 3 && stream.tokens.empty());
+      }
+    }
+    check_settled(machine.engine.get());
+    CHECK_EQ(machine->stats().num_preemptions > 0, kv_blocks == 14);
+    CHECK(machine.device->num_named() > 1000);
+  }
+}
+
 TEST(a_text_is_made_while_the_next_step_computes) {
-  for (const bool late : {false, true}) {
-    Machine machine(late);
+  for (const Pace pace : kPaces) {
+    Machine machine(pace);
     machine.gate.hold(1, Place::kBegin);
     const auto job = machine->submit(steady_spec(1, 20));
     CHECK(machine.gate.wait());
-    // Nobody waits for a first token longer than it takes.
-    CHECK_EQ(job->num_tokens_out(), 1u);
+    // Nobody waits for a first token longer than it takes: where the device runs ahead it is not known yet.
+    CHECK_EQ(job->num_tokens_out(), pace == Pace::kAhead ? 0u : 1u);
     machine.gate.hold(4, Place::kBegin);
     CHECK(machine.gate.wait());
-    CHECK_EQ(job->num_tokens_out(), late ? 3u : 4u);
+    const uint32_t num_made = pace == Pace::kAtOnce ? 4 : pace == Pace::kLate ? 3 : 2;
+    CHECK_EQ(job->num_tokens_out(), num_made);
     Stream stream;
     stream.take(job.get());
-    CHECK_EQ(stream.kinds, std::string(late ? "sttt" : "stttt"));
+    CHECK_EQ(stream.kinds, "s" + std::string(num_made, 't'));
     machine->take_ready();
     machine.gate.hold(4, Place::kCompute);
     CHECK(machine.gate.wait());
-    if (late) {
+    if (pace != Pace::kAtOnce) {
       // Made, and its reader called, though the step that follows it is far from done.
       pollfd ready = {machine->event_fd(), POLLIN, 0};
       CHECK_EQ(poll(&ready, 1, 20000), 1);
       CHECK(machine->take_ready() == std::vector<uint64_t>{job->handle()});
     }
-    stream.take(job.get());
-    CHECK_EQ(stream.kinds, std::string("stttt"));
+    CHECK(becomes([&] {
+      stream.take(job.get());
+      return stream.kinds == "stttt";
+    }));
     machine.gate.open();
     stream.read_to_end(job.get());
     CHECK_EQ(stream.kinds, "s" + std::string(20, 't') + "me");
@@ -322,27 +252,29 @@ TEST(a_text_is_made_while_the_next_step_computes) {
 }
 
 TEST(an_engine_with_nothing_to_compute_keeps_no_text_back) {
-  std::map<bool, Stream> streams;
-  for (const bool late : {false, true}) {
+  std::map<Pace, Stream> streams;
+  for (const Pace pace : kPaces) {
     EngineOptions options;
     options.max_undelivered_tokens = 2;
-    const Machine machine(late, options);
+    const Machine machine(pace, options);
     const auto job = machine->submit(steady_spec(1, 20));
-    // The reader takes nothing, so the job pauses. One token may be on its way when its reader turns out to be slow.
-    CHECK(becomes([&] { return job->num_tokens_out() == (late ? 3u : 2u); }));
-    CHECK_EQ(job->num_undelivered(), late ? 3 : 2);
-    streams[late] = read_to_end(job.get());
-    check_over(job, streams[late]);
+    // The reader takes nothing, so the job pauses. A token or two may be on their way when its reader turns out slow.
+    const uint32_t num_tokens = pace == Pace::kAtOnce ? 2 : pace == Pace::kLate ? 3 : 4;
+    CHECK(becomes([&] { return job->num_tokens_out() == num_tokens; }));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    CHECK_EQ(job->num_undelivered(), static_cast<int32_t>(num_tokens));
+    streams[pace] = read_to_end(job.get());
+    check_over(job, streams[pace]);
+    check_same(streams[pace], streams[Pace::kAtOnce]);
   }
-  check_same(streams[true], streams[false]);
 }
 
 TEST(a_cancel_between_a_token_and_its_text_ends_that_job_and_no_other) {
-  const Machine alone(false);
+  const Machine alone(Pace::kAtOnce);
   const Stream whole = read_to_end(alone->submit(steady_spec(1, 30)).get());
-  std::map<bool, std::vector<Stream>> streams;
-  for (const bool late : {false, true}) {
-    Machine machine(late);
+  std::map<Pace, std::vector<Stream>> streams;
+  for (const Pace pace : kPaces) {
+    Machine machine(pace);
     machine.gate.hold(2, Place::kBegin);
     const auto cancelled = machine->submit(steady_spec(1, 30));
     CHECK(machine.gate.wait());
@@ -352,7 +284,7 @@ TEST(a_cancel_between_a_token_and_its_text_ends_that_job_and_no_other) {
     CHECK(machine.gate.wait());
     Stream stream;
     stream.take(cancelled.get());
-    const size_t num_before = late ? 5 : 6;
+    const size_t num_before = pace == Pace::kAtOnce ? 6 : pace == Pace::kLate ? 5 : 4;
     CHECK_EQ(stream.kinds, "s" + std::string(num_before, 't'));
     CHECK_EQ(cancelled->cancel(), static_cast<uint32_t>(num_before));
     machine.gate.open();
@@ -362,22 +294,25 @@ TEST(a_cancel_between_a_token_and_its_text_ends_that_job_and_no_other) {
     CHECK_EQ(stream.kinds, "s" + std::string(num_before, 't') + "m");
     for (size_t i = 0; i < num_before; ++i) CHECK(stream.tokens[i] == whole.tokens[i]);
     CHECK_EQ(stream.outcome.error_code, std::string("CANCELLED"));
-    CHECK_EQ(stream.outcome.metrics.tokens_out, 7u);  // what was computed, read or not
-    for (const auto& job : others) streams[late].push_back(read_to_end(job.get()));
+    // What was drawn, read or not; of a device that runs ahead the last draw is never asked for.
+    CHECK_EQ(stream.outcome.metrics.tokens_out, pace == Pace::kAhead ? 6u : 7u);
+    for (const auto& job : others) streams[pace].push_back(read_to_end(job.get()));
     check_settled(machine.engine.get());
     check_over(cancelled, stream);
-    for (size_t i = 0; i < others.size(); ++i) check_over(others[i], streams[late][i]);
+    for (size_t i = 0; i < others.size(); ++i) check_over(others[i], streams[pace][i]);
   }
-  for (size_t i = 0; i < streams[true].size(); ++i) {
-    check_same(streams[true][i], streams[false][i]);
-    CHECK_EQ(streams[true][i].outcome.metrics.tokens_out, 30u);
+  for (const Pace pace : kPaces) {
+    for (size_t i = 0; i < streams[pace].size(); ++i) {
+      check_same(streams[pace][i], streams[Pace::kAtOnce][i]);
+      CHECK_EQ(streams[pace][i].outcome.metrics.tokens_out, 30u);
+    }
   }
 }
 
 TEST(a_deadline_between_a_token_and_its_text_loses_no_token) {
-  std::map<bool, Stream> streams;
-  for (const bool late : {false, true}) {
-    Machine machine(late);
+  std::map<Pace, Stream> streams;
+  for (const Pace pace : kPaces) {
+    Machine machine(pace);
     JobSpec spec = steady_spec(1, 100);
     spec.timeout_ms = 600000;
     machine.gate.hold(5, Place::kBegin);
@@ -385,49 +320,60 @@ TEST(a_deadline_between_a_token_and_its_text_loses_no_token) {
     CHECK(machine.gate.wait());
     job->deadline = std::chrono::steady_clock::now();  // its owner, the engine's thread, is held
     machine.gate.open();
-    streams[late] = read_to_end(job.get());
-    CHECK_EQ(streams[late].outcome.error_code, std::string("INFERENCE_TIMEOUT"));
-    CHECK_EQ(streams[late].kinds, "s" + std::string(6, 't') + "m");
+    streams[pace] = read_to_end(job.get());
+    CHECK_EQ(streams[pace].outcome.error_code, std::string("INFERENCE_TIMEOUT"));
+    const size_t num_tokens = pace == Pace::kAhead ? 5 : 6;  // ahead, the last step's draw is not known yet
+    CHECK_EQ(streams[pace].kinds, "s" + std::string(num_tokens, 't') + "m");
+    for (size_t i = 0; i < num_tokens; ++i) CHECK(streams[pace].tokens[i] == streams[Pace::kAtOnce].tokens[i]);
     check_settled(machine.engine.get());
-    check_over(job, streams[late]);
+    check_over(job, streams[pace]);
   }
-  check_same(streams[true], streams[false]);
+  check_same(streams[Pace::kLate], streams[Pace::kAtOnce]);
 }
 
 TEST(a_step_that_fails_takes_no_text_of_the_step_before) {
   const std::map<std::string, std::string> code_of = {{"oom@5", "VRAM_OOM"}, {"device-error@5", "CUDA_ERROR"}};
   for (const auto& [fault, code] : code_of) {
-    std::map<bool, std::vector<Stream>> streams;
-    for (const bool late : {false, true}) {
+    std::map<Pace, std::vector<Stream>> streams;
+    for (const Pace pace : kPaces) {
       EngineOptions options;
       options.faults = fault;
-      Machine machine(late, options);
+      Machine machine(pace, options);
       machine.gate.hold(1, Place::kBegin);
       std::vector<std::shared_ptr<Job>> jobs;
       jobs.push_back(machine->submit(steady_spec(1, 20)));
       CHECK(machine.gate.wait());
       jobs.push_back(machine->submit(steady_spec(2, 20)));
       machine.gate.open();
-      for (const auto& job : jobs) streams[late].push_back(read_to_end(job.get()));
-      for (size_t i = 0; i < jobs.size(); ++i) check_over(jobs[i], streams[late][i]);
+      for (const auto& job : jobs) streams[pace].push_back(read_to_end(job.get()));
+      for (size_t i = 0; i < jobs.size(); ++i) check_over(jobs[i], streams[pace][i]);
     }
-    for (size_t i = 0; i < 2; ++i) check_same(streams[true][i], streams[false][i]);
-    // Of two that ask the same, the later one pays for memory that there is not; a device that fails ends both.
-    const bool spared = code == "VRAM_OOM";
-    CHECK_EQ(streams[true][0].outcome.error_code, spared ? "" : code);
-    CHECK_EQ(streams[true][0].kinds, "s" + std::string(spared ? 20 : 5, 't') + (spared ? "me" : "m"));
-    CHECK_EQ(streams[true][1].outcome.error_code, code);
-    CHECK_EQ(streams[true][1].kinds, "s" + std::string(3, 't') + "m");
+    for (const Pace pace : kPaces) {
+      // Of two that ask the same, the later one pays for memory that there is not; a device that fails ends both, and
+      // takes with it what it was asked for ahead.
+      const bool spared = code == "VRAM_OOM";
+      const size_t num_lost = !spared && pace == Pace::kAhead ? 1 : 0;
+      CHECK_EQ(streams[pace][0].outcome.error_code, spared ? "" : code);
+      CHECK_EQ(streams[pace][0].kinds, "s" + std::string(spared ? 20 : 5 - num_lost, 't') + (spared ? "me" : "m"));
+      CHECK_EQ(streams[pace][1].outcome.error_code, code);
+      CHECK_EQ(streams[pace][1].kinds, "s" + std::string(3 - num_lost, 't') + "m");
+      for (size_t i = 0; i < 2; ++i) {
+        if (num_lost == 0) check_same(streams[pace][i], streams[Pace::kAtOnce][i]);
+        for (size_t t = 0; t < streams[pace][i].tokens.size(); ++t) {
+          CHECK(streams[pace][i].tokens[t] == streams[Pace::kAtOnce][i].tokens[t]);
+        }
+      }
+    }
   }
 }
 
 TEST(whoever_ends_all_jobs_at_once_takes_no_text_from_them) {
-  const Machine alone(false);
+  const Machine alone(Pace::kAtOnce);
   const Stream whole = read_to_end(alone->submit(steady_spec(1, 200)).get());
-  for (const bool late : {false, true}) {
+  for (const Pace pace : kPaces) {
     int num_cut = 0;
     for (int round = 0; round < 20; ++round) {
-      Machine machine(late, {}, 80);
+      Machine machine(pace, {}, 80);
       machine.gate.hold(4, Place::kBegin);
       std::vector<std::shared_ptr<Job>> jobs;
       for (int i = 0; i < 3; ++i) jobs.push_back(machine->submit(steady_spec(1, 200)));

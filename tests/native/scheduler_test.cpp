@@ -242,6 +242,63 @@ TEST(generated_blocks_are_found_once_there_was_time_or_their_sequence_ended) {
   }
 }
 
+TEST(a_token_that_is_still_drawn_is_named_as_its_draw) {
+  Driver driver(64, 256, 8);
+  Sequence* first = driver.add(20, 10, 0);
+  Sequence* second = driver.add(kBlockTokens, 10, 500);
+  driver.step();
+  // As the engine does: asked for, and not yet known.
+  const auto ask = [&] {
+    driver.scheduler.plan(&driver.plan, &driver.scheduled, &driver.admitted);
+    driver.scheduler.commit(driver.plan, driver.scheduled);
+    for (size_t i = 0; i < driver.scheduled.size(); ++i) {
+      driver.scheduled[i]->pending_draw = static_cast<int32_t>(i);
+    }
+  };
+  ask();
+  CHECK(driver.plan.token_ids == (std::vector<int32_t>{first->tokens.back(), second->tokens.back()}));
+  ask();
+  CHECK(driver.plan.token_ids == (std::vector<int32_t>{-1, -2}));
+  CHECK_EQ(driver.plan.slices[0].position, 21);
+  CHECK(driver.plan.logit_rows == (std::vector<int32_t>{0, 1}));
+  // Its blocks are offered as far as its tokens are known: the second one's next would be full.
+  second->num_computed = 2 * kBlockTokens;
+  driver.scheduler.publish_generated();
+  CHECK_EQ(second->num_published, 1);
+}
+
+TEST(a_draw_that_may_be_the_last_is_waited_for) {
+  Driver driver(64, 256, 8);
+  Sequence* sequence = driver.add(20, 2, 0);
+  driver.step();
+  CHECK_EQ(driver.step(), 1);  // drawn, the last one
+  CHECK_EQ(driver.finished.size(), size_t{1});
+  sequence = driver.add(20, 2, 0);
+  driver.step();
+  driver.scheduler.plan(&driver.plan, &driver.scheduled, &driver.admitted);
+  driver.scheduler.commit(driver.plan, driver.scheduled);
+  sequence->pending_draw = 0;
+  CHECK_EQ(sequence->length(), sequence->max_total_tokens);
+  driver.scheduler.plan(&driver.plan, &driver.scheduled, &driver.admitted);
+  CHECK_EQ(driver.plan.num_rows(), 0);
+}
+
+TEST(a_preempted_sequence_waits_for_what_was_drawn_for_it) {
+  Driver driver(4, 64, 4);
+  Sequence* oldest = driver.add(30, 30, 0);
+  Sequence* other = driver.add(30, 30, 1000);
+  driver.step();
+  other->pending_draw = 1;
+  while (driver.scheduler.num_preemptions() == 0) driver.step();
+  CHECK(other->block_table.empty());
+  driver.scheduler.remove(oldest);
+  CHECK(!driver.scheduler.has_work());
+  CHECK_EQ(driver.step(), 0);
+  other->pending_draw = -1;
+  CHECK(driver.scheduler.has_work());
+  CHECK(driver.step() > 0);
+}
+
 TEST(the_beginning_of_a_cached_prefix_outlives_its_end) {
   Driver driver(8, 256, 8);
   driver.add(64, 1, 0);
