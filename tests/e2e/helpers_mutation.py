@@ -42,7 +42,7 @@ MUTATIONS = (
     Mutation(
         "a draw depends on the row that a sequence has in its step",
         "native/cpu/cpu_backend.cpp",
-        r"(void CpuBackend::sample\(.*?)jobs\[static_cast<size_t>\(row\)\](,)",
+        r"(void CpuBackend::draw\(.*?)jobs\[static_cast<size_t>\(row\)\](,)",
         r"\1SampleJob{jobs[static_cast<size_t>(row)].params, jobs[static_cast<size_t>(row)].generated, "
         r"jobs[static_cast<size_t>(row)].token_index + static_cast<uint64_t>(row)}\2",
     ),
@@ -54,9 +54,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a preempted sequence forgets that it has drawn tokens",
-        "native/engine/engine.cpp",
-        r"static_cast<uint64_t>\(sequence->num_tokens\(\) - sequence->num_prompt_tokens\)",
-        r"static_cast<uint64_t>(sequence->num_tokens() - sequence->num_prompt_tokens + "
+        "native/engine/engine_step.cpp",
+        r"static_cast<uint64_t>\(sequence\.length\(\) - sequence\.num_prompt_tokens\)",
+        r"static_cast<uint64_t>(sequence.length() - sequence.num_prompt_tokens + "
         r"(scheduler_->num_preemptions() > 0 ? 1 : 0))",
     ),
 )
