@@ -17,6 +17,7 @@ from tokenwire.observe.logging import get_logger
 from tokenwire.rpc.validate import Limits
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc as pb_grpc
+from tokenwire.waiting import wait_until
 
 Metadata = Sequence[tuple[str, str]]
 
@@ -136,10 +137,7 @@ class Worker:
                 self.report = await self._stub.Health(pb.HealthRequest(), timeout=HEALTH_TIMEOUT_S)
             except grpc.aio.AioRpcError:
                 self.report = None
-            try:
-                await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
-            except asyncio.TimeoutError:
-                pass
+            await wait_until(self._changed, POLL_SECONDS)
 
 
 def error_from_call(error: grpc.aio.AioRpcError, event: pb.Error | None = None) -> TokenwireError:

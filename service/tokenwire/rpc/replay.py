@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tokenwire.errors import FieldViolation, TokenwireError, invalid_request
 from tokenwire.rpc import convert
+from tokenwire.waiting import wait_until
 
 # What a record costs beside its events, and an event beside its message, bytes: very many small ones are bounded too.
 RECORD_BYTES = 2048
@@ -129,9 +130,7 @@ class Replay:
         give_up_at = self._loop.time() + timeout_s
         while self._behind() and not self._cancelled:
             self._moved.clear()
-            try:
-                await asyncio.wait_for(self._moved.wait(), give_up_at - self._loop.time())
-            except asyncio.TimeoutError:
+            if not await wait_until(self._moved, give_up_at - self._loop.time()):
                 self.fail_readers(self._behind())
 
     def fail_readers(self, readers: Iterable[_Reader] | None = None) -> None:
