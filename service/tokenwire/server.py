@@ -8,7 +8,6 @@ answers probes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -47,6 +46,7 @@ from tokenwire.security.key_file import KeyFileError
 from tokenwire.security.setup import build_security
 from tokenwire.security.tls import TlsError
 from tokenwire.startup import Loader, StartError, load_in_thread, serving_with, warm_up
+from tokenwire.waiting import wait_until
 
 if TYPE_CHECKING:
     from tokenwire.engine.load import LoadedModel
@@ -186,8 +186,7 @@ async def _drain(engine: AsyncEngine, state: WorkerState, settings: Settings, si
     left = await engine.drain(settings.drain_seconds, signals.second)
     # A call that meets a port which is about to close gets gRPC's CANCELLED: nobody retries that.
     remaining = notice_ends_at - asyncio.get_running_loop().time()
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(signals.second.wait(), max(0.0, remaining))
+    await wait_until(signals.second, max(0.0, remaining))
     log.info("drain_end", unfinished=left, cut_short=signals.second.is_set())
 
 

@@ -31,7 +31,7 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "security": {"observe", "config", "http_config", "errors"},
     "models": {"config", "errors", "_native"},
     "text": {"errors", "_native"},
-    "engine": {"text", "models", "config", "errors", "stats", "_native"},
+    "engine": {"text", "models", "config", "errors", "stats", "waiting", "_native"},
     "rpc": {"security", "engine", "text", "bounds", "errors", "observe", "config", "waiting", "v1"},
     "gateway": {
         "process",
@@ -50,7 +50,7 @@ PYTHON_IMPORTS: dict[str, set[str]] = {
     "ports": {"security", "rpc", "gateway", "health_port", "observe", "config"},
     "process": {"observe"},
     "startup": {"process", "rpc", "engine", "observe", "config", "errors"},
-    "server": {"startup", "process", "ports", "security", "rpc", "engine", "observe", "config", "errors"},
+    "server": {"startup", "process", "ports", "security", "rpc", "engine", "observe", "config", "errors", "waiting"},
     "cli": {
         "security",
         "server",

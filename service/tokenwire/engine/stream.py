@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from tokenwire.engine.native import NativeEngine, NativeJob, NativeOutcome
 from tokenwire.errors import TokenwireError, from_engine_error, from_outcome
+from tokenwire.waiting import wait_until
 
 # First byte of a serialised ExecuteEvent: the field number of its oneof, length-delimited.
 STARTED_TAG = 1 << 3 | 2
@@ -206,10 +207,8 @@ class JobStream:
             if self._job is not None and self.outcome is None:
                 tokens_out = self._job.cancel()
             self._wake.set()
-        try:
-            await asyncio.wait_for(self._written.wait(), timeout_s)
-        except asyncio.TimeoutError:
-            pass  # the write in hand is older than this call: a reader that takes nothing must not hold the canceller
+        # The write in hand is older than this call: a reader that takes nothing must not hold the canceller.
+        await wait_until(self._written, timeout_s)
         return CancelResult(CancelOutcome.CANCELLED if live else CancelOutcome.ALREADY_FINISHED, tokens_out)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from tokenwire.process import EXIT_CANNOT_BIND, EXIT_CONFIG, EXIT_OK
 from tokenwire.security.key_file import KeyFileError
 from tokenwire.security.setup import Security, build_gateway_security
 from tokenwire.security.tls import TlsError, server_context
+from tokenwire.waiting import wait_until
 
 BACKLOG = 512
 
@@ -133,10 +134,7 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         while not self.told_to_stop.is_set():
             await self.on_tick(0)  # which keeps the date in headers
-            try:
-                await asyncio.wait_for(self.told_to_stop.wait(), 1.0)
-            except asyncio.TimeoutError:
-                pass
+            await wait_until(self.told_to_stop, 1.0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
