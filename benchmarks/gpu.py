@@ -24,12 +24,11 @@ PROMPT = 128
 TOKENS = 129
 
 
-def open_engine(model: Path, device: str, run_ahead: bool) -> tuple[_native.Engine, float]:
+def open_engine(model: Path, device: str) -> tuple[_native.Engine, float]:
     """An engine that never meets a stop token and keeps no prefix, and the seconds it took to load."""
     options = _native.EngineOptions()
     options.device = device
     options.prefix_cache = False
-    options.run_ahead = run_ahead
     options.max_undelivered_tokens = 1 << 20
     options.max_context_tokens = 4096
     options.max_batch_tokens = 2048
@@ -92,8 +91,8 @@ def duration_ms(engine: _native.Engine, tokens: int, streams: int, seed: int) ->
     return (time.perf_counter() - started) * 1e3
 
 
-def bench(model: Path, device: str, streams: list[int], runs: int, run_ahead: bool) -> list[dict[str, object]]:
-    engine, load_s = open_engine(model, device, run_ahead)
+def bench(model: Path, device: str, streams: list[int], runs: int) -> list[dict[str, object]]:
+    engine, load_s = open_engine(model, device)
     info = engine.model_info
     rows: list[dict[str, object]] = []
 
@@ -134,15 +133,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--streams", default="1,32,256")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--run-ahead", action="store_true", help="as the worker's setting")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     streams = [int(count) for count in arguments.streams.split(",")]
-    rows = [
-        row
-        for model in arguments.models
-        for row in bench(model, arguments.device, streams, arguments.runs, arguments.run_ahead)
-    ]
+    rows = [row for model in arguments.models for row in bench(model, arguments.device, streams, arguments.runs)]
     if arguments.json:
         arguments.json.write_text(json.dumps({"command": sys.argv, "rows": rows}, indent=1) + "\n")
 

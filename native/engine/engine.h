@@ -38,7 +38,7 @@ struct EngineOptions {
   int64_t max_queued_tokens = 0;  // prompt tokens that wait
   int32_t batch_window_ms = 0;    // how long an idle engine waits for company before a first step; see set_batch_window
   bool prefix_cache = true;
-  bool run_ahead = false;  // ask a device that can for a step before the draws of the one before are known
+  bool run_ahead = true;  // a device that can is asked for a step before the draws of the one before are known
   int32_t max_undelivered_tokens = 64;
   int32_t slow_reader_timeout_ms = 30000;
   std::string faults;  // for tests: what the device suffers at which step (FaultPlan)

@@ -111,9 +111,6 @@ class Settings(HttpSettings):
     max_queued_tokens: int = Field(0, ge=0, le=2**31 - 1, description="most prompt tokens that may wait; 0: choose")
     batch_window_ms: int = Field(0, ge=0, le=1000, description="how long to gather jobs before a step, milliseconds")
     prefix_cache: bool = Field(True, description="reuse the KV of prompts that begin alike")
-    run_ahead: bool = Field(
-        False, description="GPU: plan a step before it is known what the last one drew; new, not measured on one yet"
-    )
     max_undelivered_tokens: int = Field(
         0, ge=0, le=2**20, description="tokens that may wait for a slow reader before its job pauses; 0: choose"
     )

@@ -196,7 +196,7 @@ class Setting:
     prefix_cache: bool
     most_live: int
     least_live: int = 16
-    run_ahead: bool = False
+    run_ahead: bool = True
 
 
 # The smallest pool holds just the longest request. Answers of one engine's first pass are from a cold

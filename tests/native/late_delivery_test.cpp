@@ -48,7 +48,6 @@ const std::vector<std::string> kWords = vocabulary();
 struct Machine {
   explicit Machine(Pace pace, EngineOptions options = {}, int32_t kv_blocks = 64) {
     options.kv_cache_bytes = kv_blocks * kBlockBytes;
-    options.run_ahead = true;
     auto own = std::make_unique<GatedDevice>(pace, &gate);
     device = own.get();
     engine = std::make_unique<Engine>(std::move(own), tw::test::tiny_file(), kWords, std::vector<int32_t>{kStop},

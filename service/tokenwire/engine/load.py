@@ -162,7 +162,6 @@ def engine_options(settings: Settings, device: str = "cpu") -> _native.EngineOpt
     options.max_queued_tokens = settings.max_queued_tokens
     options.batch_window_ms = settings.batch_window_ms
     options.prefix_cache = settings.prefix_cache
-    options.run_ahead = settings.run_ahead
     options.max_undelivered_tokens = settings.max_undelivered_tokens
     options.slow_reader_timeout_ms = settings.slow_reader_timeout_ms
     options.faults = settings.fault_injection
