@@ -132,6 +132,7 @@ async def serve(settings: Settings, load: Loader, die: Die = end_now) -> int:
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_ALLOCATIONS, *gc.get_threshold()[1:])
+            gc.enable()
             state.enter(Phase.READY)
             log.info("ready", host=settings.host, port=port, seconds=round(loop.time() - began, 3), **ports.others())
 

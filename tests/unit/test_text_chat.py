@@ -225,6 +225,7 @@ def test_long_conversations_are_rendered(tokenizer: Tokenizer) -> None:
 
 def test_the_rendering_process_can_open_nothing_and_ends_with_its_parent(tokenizer: Tokenizer) -> None:
     renderer = TemplateRenderer("{{ messages }}")
+    renderer.wait_until_ready()
     (process,) = renderer._processes
     limits = Path(f"/proc/{process.pid}/limits").read_text("utf-8")
     values = {line[:25].strip(): line[25:].split() for line in limits.splitlines()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> None:
     Every flag can be set as TOKENWIRE_NAME in the environment or as name in the --config file too; a flag wins over the
     environment, the environment over the file. Defaults stand in brackets.
     """
+    gc.disable()  # until the worker is ready: what a start makes stays
     with contextlib.suppress(ConfigError):  # which are all reported below
         _open_device_early(load_settings(flags, config))
     # Here, not above: the device's driver needs as long as all these imports.

@@ -45,8 +45,10 @@ class ChatTemplate:
 
     Args:
         source: the template, in Jinja.
+        tokenizer: made whole if it is not yet.
 
     Raises:
+        TokenizerError: of a deferred tokenizer that turns out to be malformed.
         ChatTemplateError: the template is malformed, or fails on a message of one user.
     """
 
@@ -57,6 +59,9 @@ class ChatTemplate:
         self._source_chars = frozenset(source)
         self._renderer = TemplateRenderer(source)
         try:
+            # The renderer's process starts meanwhile.
+            tokenizer.build()
+            self._renderer.wait_until_ready()
             self._words = _harmless_words(self._renderer.constants, self._control)
             self.render([("user", "Hello")])
         except BaseException:

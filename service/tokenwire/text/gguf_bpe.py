@@ -8,11 +8,12 @@ from tokenwire.text.pre_tokenizers import pre_tokenizer_by_name
 from tokenwire.text.tokenizer import Tokenizer
 from tokenwire.text.vocabulary import Parts, TokenType, token_type_by_name
 
+_USER_DEFINED = 4
 _TYPES = {
     1: TokenType.NORMAL,
     2: TokenType.CONTROL,  # unknown
     3: TokenType.CONTROL,
-    4: TokenType.USER_DEFINED,
+    _USER_DEFINED: TokenType.USER_DEFINED,
     5: TokenType.UNUSED,
     6: TokenType.NORMAL,  # a byte, which byte-level vocabularies spell like text
 }
@@ -73,10 +74,11 @@ def _token_types(metadata: Metadata, tokens: list[str]) -> list[TokenType]:
         return [TokenType.NORMAL] * len(tokens)
     if len(declared) != len(tokens):
         raise TokenizerError("token_types_length", f"{len(tokens)} tokens but {len(declared)} token types")
-    types = []
-    for token_id, (text, number) in enumerate(zip(tokens, declared, strict=True)):
-        kind = _TYPES.get(number)
-        if kind is None:
-            raise TokenizerError("token_type_unknown", f"token {token_id} has the unknown type {number}")
-        types.append(token_type_by_name(text, kind))
+    if unknown := set(declared) - _TYPES.keys():
+        token_id, number = next((i, number) for i, number in enumerate(declared) if number in unknown)
+        raise TokenizerError("token_type_unknown", f"token {token_id} has the unknown type {number}")
+    types = [_TYPES[number] for number in declared]
+    for token_id, number in enumerate(declared):
+        if number == _USER_DEFINED:
+            types[token_id] = token_type_by_name(tokens[token_id], TokenType.USER_DEFINED)
     return types

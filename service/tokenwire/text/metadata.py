@@ -48,7 +48,7 @@ def get_ints(metadata: Metadata, key: str) -> list[int] | None:
     value = metadata.get(key)
     if value is None:
         return None
-    if not isinstance(value, list) or any(isinstance(item, bool) or not isinstance(item, int) for item in value):
+    if not isinstance(value, list) or not set(map(type, value)) <= {int}:
         raise TokenizerError("metadata_type", f"{key} must be an array of integers")
     return value
 
@@ -62,9 +62,8 @@ def get_strings(metadata: Metadata, key: str) -> list[str] | None:
     if raw is None:
         return None
     strings: list[str] = []
-    for index, item in enumerate(raw):
-        try:
-            strings.append(item.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise TokenizerError("token_utf8", f"entry {index} of {key} is not valid UTF-8") from error
+    try:
+        strings.extend(map(bytes.decode, raw))
+    except UnicodeDecodeError as error:
+        raise TokenizerError("token_utf8", f"entry {len(strings)} of {key} is not valid UTF-8") from error
     return strings

@@ -66,6 +66,9 @@ class TextPipeline:
         tokenizer: the model's.
         chat_error: why conversations cannot be encoded; None if they can.
         warnings: oddities of the files, for the log.
+
+    Raises:
+        TokenizerError: of a deferred tokenizer that turns out to be malformed.
     """
 
     def __init__(self, tokenizer: Tokenizer, chat_template: str | None) -> None:
@@ -82,6 +85,7 @@ class TextPipeline:
             self.chat_error = error
             if chat_template is not None:
                 warnings.append(f"conversations are refused: {error}")
+        tokenizer.build()
         self.warnings = tuple(warnings)
 
     @classmethod
@@ -100,7 +104,6 @@ class TextPipeline:
         Raises:
             TokenizerError: of a deferred tokenizer that turns out to be malformed.
         """
-        tokenizer.build()
         return cls(tokenizer, get_str(metadata, "tokenizer.chat_template"))
 
     @property

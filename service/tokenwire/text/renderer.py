@@ -29,14 +29,14 @@ _CHILD = Path(__file__).with_name("render_child.py")
 class TemplateRenderer:
     """A chat template, ready to render. One process serves all threads, one rendering at a time.
 
-    The process is started on construction and again after a rendering that had to be killed; a rendering costs a
-    fraction of a millisecond beside it.
+    The process is started on construction, which does not wait for it, and again after a rendering that had to be
+    killed; a rendering costs a fraction of a millisecond beside it.
 
     Attributes:
-        constants: the string constants of the template, ascending.
+        constants: the string constants of the template, ascending, once it is ready.
 
     Raises:
-        ChatTemplateError: the template is too long or does not compile.
+        ChatTemplateError: the template is too long, or its process cannot be started.
     """
 
     def __init__(self, template: str) -> None:
@@ -49,9 +49,18 @@ class TemplateRenderer:
         self._processes: list[subprocess.Popen[bytes]] = []
         weakref.finalize(self, _end, self._processes)
         self._closed = False
+        self._is_ready = False
         self.constants: list[str] = []
+        self._launch()
+
+    def wait_until_ready(self) -> None:
+        """Raises what is wrong with the template, which a rendering would too.
+
+        Raises:
+            ChatTemplateError: the template does not compile.
+        """
         with self._lock:
-            self.constants = self._start()
+            self._make_ready()
 
     def render(self, variables: Sequence[Mapping[str, object]]) -> list[str]:
         """One text for each set of variables, all within one limit of time.
@@ -62,8 +71,7 @@ class TemplateRenderer:
         with self._lock:
             if self._closed:
                 raise ChatTemplateError("template_closed", "the chat template was closed")
-            if not self._processes:
-                self._start()
+            self._make_ready()
             texts = self._ask({"variables": list(variables)}).get("texts")
         if not isinstance(texts, list):
             raise ChatTemplateError("template_failed", "the template process sent an unexpected answer")
@@ -75,7 +83,15 @@ class TemplateRenderer:
             self._closed = True
             self._kill()
 
-    def _start(self) -> list[str]:
+    def _make_ready(self) -> None:
+        if not self._processes:
+            self._launch()
+        if not self._is_ready:
+            self.constants = self._prepare()
+            self._is_ready = True
+
+    def _launch(self) -> None:
+        self._is_ready = False
         try:
             # No environment beyond what finds the interpreter's libraries: the template's process needs no secret.
             kept = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "HOME", "TZ", "LANG")
@@ -91,6 +107,9 @@ class TemplateRenderer:
             self._processes.append(process)
         except OSError as error:
             raise ChatTemplateError("template_process", "the template process cannot be started") from error
+
+    def _prepare(self) -> list[str]:
+        """Gives a process that was launched the template; returns its constants."""
         setup = {
             "template": self._template,
             "memory_bytes": MEMORY_BYTES,

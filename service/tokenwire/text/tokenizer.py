@@ -51,7 +51,8 @@ class Tokenizer:
         self.add_bos = parts.add_bos
         self.warnings = tuple(parts.warnings)
         self._tokens = parts.tokens
-        self._control_ids = {t: i for i, t in enumerate(parts.tokens) if parts.types[i] is TokenType.CONTROL}
+        control = TokenType.CONTROL
+        self._control_ids = {parts.tokens[i]: i for i, kind in enumerate(parts.types) if kind is control}
         named = {token_id for name, token_id in self._control_ids.items() if name in END_OF_GENERATION_NAMES}
         eos = {parts.eos_id} if parts.eos_id is not None else set()
         self.stop_token_ids = sorted(named | parts.eos_ids | eos)
@@ -165,7 +166,12 @@ def _control_pattern(control_ids: dict[str, int]) -> re.Pattern[str] | None:
 
 def _build_backend(parts: Parts) -> Backend:
     # Control tokens are left out of the backend, so that no merge, cache or whole-word match can ever produce one.
-    vocab = {t: i for i, t in enumerate(parts.tokens) if parts.types[i] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
+    normal, user_defined = TokenType.NORMAL, TokenType.USER_DEFINED
+    vocab = {
+        parts.tokens[token_id]: token_id
+        for token_id, kind in enumerate(parts.types)
+        if kind is normal or kind is user_defined
+    }
     try:
         backend = Backend(models.BPE(vocab=vocab, merges=parts.merges, ignore_merges=parts.ignore_merges))
         backend.pre_tokenizer = parts.pre_tokenizer
@@ -173,9 +179,9 @@ def _build_backend(parts: Parts) -> Backend:
             backend.normalizer = normalizers.NFC()
         backend.add_tokens(
             [
-                AddedToken(text, normalized=False, special=False)
-                for text, kind in zip(parts.tokens, parts.types, strict=True)
-                if kind is TokenType.USER_DEFINED
+                AddedToken(parts.tokens[token_id], normalized=False, special=False)
+                for token_id, kind in enumerate(parts.types)
+                if kind is user_defined
             ]
         )
     except Exception as error:  # the library raises bare Exception

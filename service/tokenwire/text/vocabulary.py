@@ -6,7 +6,7 @@ import enum
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NoReturn, cast
 
 from tokenizers.pre_tokenizers import PreTokenizer
 
@@ -94,17 +94,18 @@ _BYTES_AS_LATIN1 = str.maketrans(
 
 def vocabulary_bytes(parts: Parts) -> list[bytes]:
     """The bytes of each token. Tokens in the byte-level alphabet are translated all at once: a character is a byte."""
-    normal = [t for t, kind in zip(parts.tokens, parts.types, strict=True) if kind is TokenType.NORMAL]
+    normal = TokenType.NORMAL
+    texts = [text if kind is normal else "" for text, kind in zip(parts.tokens, parts.types, strict=True)]
     try:
-        data = "".join(normal).translate(_BYTES_AS_LATIN1).encode("latin-1")
+        data = "".join(texts).translate(_BYTES_AS_LATIN1).encode("latin-1")
     except UnicodeEncodeError:
-        return [_token_bytes(t, kind) for t, kind in zip(parts.tokens, parts.types, strict=True)]
-    ends = itertools.accumulate(map(len, normal))
-    slices = (data[end - len(text) : end] for text, end in zip(normal, ends, strict=True))
-    return [
-        next(slices) if kind is TokenType.NORMAL else _token_bytes(text, kind)
-        for text, kind in zip(parts.tokens, parts.types, strict=True)
-    ]
+        return list(map(_token_bytes, parts.tokens, parts.types))
+    ends = list(itertools.accumulate(map(len, texts)))
+    found = [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    for token_id, kind in enumerate(parts.types):
+        if kind is not normal:
+            found[token_id] = _token_bytes(parts.tokens[token_id], kind)
+    return found
 
 
 def _token_bytes(text: str, kind: TokenType) -> bytes:
@@ -132,6 +133,18 @@ def check_vocabulary(parts: Parts) -> None:
         raise TokenizerError("vocabulary_too_large", f"the vocabulary has {size} tokens, the limit is {MAX_VOCAB_SIZE}")
     if len(parts.types) != size:
         raise TokenizerError("token_types_length", f"{size} tokens but {len(parts.types)} token types")
+    unused = TokenType.UNUSED
+    used = [text for text, kind in zip(parts.tokens, parts.types, strict=True) if kind is not unused]
+    if not all(used) or max(map(len, used), default=0) > MAX_TOKEN_BYTES or len(set(used)) < len(used):
+        _name_bad_token(parts)
+    if TokenType.NORMAL not in parts.types:
+        raise TokenizerError("vocabulary_empty", "the vocabulary has no text tokens")
+    for special_id in (parts.bos_id, parts.eos_id, *parts.eos_ids):
+        if special_id is not None and not 0 <= special_id < size:
+            raise TokenizerError("special_id_out_of_range", f"special token {special_id} is outside {size} tokens")
+
+
+def _name_bad_token(parts: Parts) -> NoReturn:
     first: dict[str, int] = {}
     for token_id, (text, kind) in enumerate(zip(parts.tokens, parts.types, strict=True)):
         if kind is TokenType.UNUSED:
@@ -143,11 +156,7 @@ def check_vocabulary(parts: Parts) -> None:
         if text in first:
             raise TokenizerError("token_duplicate", f"tokens {first[text]} and {token_id} are equal")
         first[text] = token_id
-    if not any(kind is TokenType.NORMAL for kind in parts.types):
-        raise TokenizerError("vocabulary_empty", "the vocabulary has no text tokens")
-    for special_id in (parts.bos_id, parts.eos_id, *parts.eos_ids):
-        if special_id is not None and not 0 <= special_id < size:
-            raise TokenizerError("special_id_out_of_range", f"special token {special_id} is outside {size} tokens")
+    raise AssertionError("no token is bad")
 
 
 def check_merges(parts: Parts) -> None:
@@ -156,7 +165,10 @@ def check_merges(parts: Parts) -> None:
     Raises:
         TokenizerError: a merge names a token that is not there.
     """
-    known = {text for text, kind in zip(parts.tokens, parts.types, strict=True) if kind is TokenType.NORMAL}
+    normal = TokenType.NORMAL
+    known = {text for text, kind in zip(parts.tokens, parts.types, strict=True) if kind is normal}
+    if known.issuperset(itertools.chain.from_iterable(parts.merges)) and known.issuperset(map("".join, parts.merges)):
+        return
     for rank, (left, right) in enumerate(parts.merges):
         if left not in known or right not in known or left + right not in known:
             raise TokenizerError("merge_unknown_token", f"merge {rank} names a token that is not in the vocabulary")
@@ -177,10 +189,8 @@ def split_merges(entries: Sequence[str]) -> list[tuple[str, str]]:
     Raises:
         TokenizerError: an entry is not two words.
     """
-    merges = []
-    for rank, entry in enumerate(entries):
-        left, space, right = entry.partition(" ")
-        if not (left and space and right) or " " in right:
-            raise TokenizerError("merge_malformed", f"merge {rank} is not two tokens with a space between")
-        merges.append((left, right))
-    return merges
+    merges = [tuple(entry.split(" ")) for entry in entries]
+    if not (set(map(len, merges)) <= {2} and all(map(all, merges))):
+        rank = next(rank for rank, merge in enumerate(merges) if len(merge) != 2 or not all(merge))
+        raise TokenizerError("merge_malformed", f"merge {rank} is not two tokens with a space between")
+    return cast("list[tuple[str, str]]", merges)
