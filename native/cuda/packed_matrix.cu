@@ -29,60 +29,76 @@ int32_t choose_splits(DType dtype, int32_t num_tiles, int32_t tiles_per_block, i
   return std::min(wanted, num_steps);
 }
 
-int64_t row_bytes_of(const MatrixSource& source) {
-  const DTypeInfo& info = dtype_info(source.dtype);
-  return source.num_cols / info.block_values * info.block_bytes;
+int64_t row_bytes_of(DType dtype, int64_t num_cols) {
+  const DTypeInfo& info = dtype_info(dtype);
+  return num_cols / info.block_values * info.block_bytes;
 }
 
 // Formats whose values are a block's scale times a small integer are Q8_0 too, exactly.
 bool is_symmetric(DType dtype) { return dtype == DType::kQ4_0 || dtype == DType::kQ5_0 || dtype == DType::kQ8_0; }
 
-// The rows of such a matrix as Q8_0.
-std::vector<uint8_t> as_q8_0(const MatrixSource& source) {
-  constexpr int64_t kOutBytes = 34;
-  const int64_t in_bytes = dtype_info(source.dtype).block_bytes;
-  const int64_t num_blocks = source.num_rows * (source.num_cols / 32);
-  std::vector<uint8_t> out(static_cast<size_t>(num_blocks * kOutBytes));
+constexpr int64_t kQ8_0BlockBytes = 34;
+
+// Blocks of such a format as Q8_0; eight codes at a time, a byte each.
+void write_as_q8_0(DType dtype, const uint8_t* in, int64_t num_blocks, uint8_t* out) {
+  constexpr uint64_t kBytes = 0x0101010101010101;
+  const int64_t in_bytes = dtype_info(dtype).block_bytes;
+  const bool fifth = dtype == DType::kQ5_0;
+  const uint64_t zero = fifth ? 16 * kBytes : 8 * kBytes;  // the code of 0
+  // The bits of a byte, each as the fifth bit of a byte of its own.
+  const auto spread = [&](uint64_t bits) {
+    return (((bits * kBytes & 0x8040201008040201) + 0x7f * kBytes) & 0x80 * kBytes) >> 3;
+  };
   for (int64_t block = 0; block < num_blocks; ++block) {
-    const uint8_t* in = static_cast<const uint8_t*>(source.data) + block * in_bytes;
-    uint8_t* to = out.data() + block * kOutBytes;
-    std::memcpy(to, in, 2);
-    const bool fifth = source.dtype == DType::kQ5_0;
-    const uint8_t* nibbles = in + (fifth ? 6 : 2);
-    for (int i = 0; i < 32; ++i) {
-      int code = nibbles[i % 16] >> (i < 16 ? 0 : 4) & 15;
-      if (fifth) code |= (in[2 + i / 8] >> (i % 8) & 1) << 4;
-      to[2 + i] = static_cast<uint8_t>(code - (fifth ? 16 : 8));
+    std::memcpy(out, in, 2);
+    for (int i = 0; i < 2; ++i) {
+      uint64_t nibbles;
+      std::memcpy(&nibbles, in + (fifth ? 6 : 2) + i * 8, 8);
+      uint64_t codes[2] = {nibbles & 15 * kBytes, nibbles >> 4 & 15 * kBytes};
+      for (int half = 0; half < 2; ++half) {
+        if (fifth) codes[half] |= spread(in[2 + half * 2 + i]);
+        codes[half] = ((codes[half] | 0x80 * kBytes) - zero) ^ 0x80 * kBytes;
+        std::memcpy(out + 2 + half * 16 + i * 8, &codes[half], 8);
+      }
     }
+    in += in_bytes;
+    out += kQ8_0BlockBytes;
   }
-  return out;
 }
 
 }  // namespace
 
 Packer::Slot::Slot(MemoryTracker* tracker) : staging(kChunkBytes), chunk(tracker, Purpose::kWorkspace, kChunkBytes) {}
 
-Packer::Packer(MemoryTracker* tracker)
+Packer::Packer(MemoryTracker* tracker, bool keeps_formats)
     : tracker_(tracker),
+      keeps_formats_(keeps_formats),
       slots_{Slot(tracker), Slot(tracker)},
       copiers_(std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostCopiers)) {}
 
 // The chunks under way use the slots.
 Packer::~Packer() { (void)cudaStreamSynchronize(stream_.get()); }
 
-PackedPart Packer::allocate(const MatrixSource& source, bool paired, PackedMatrix* matrix) {
+// Five bits take longer to unpack than eight, and a small matrix costs more by that than by its bytes.
+DType Packer::stored_as(const MatrixSource& source) const {
+  constexpr int64_t kSmallMatrix = int64_t{8} << 20;
+  const bool unpacks = source.dtype == DType::kQ5_0 && source.num_rows * source.num_cols <= kSmallMatrix;
+  return unpacks && !keeps_formats_ ? DType::kQ8_0 : source.dtype;
+}
+
+PackedPart Packer::allocate(const MatrixSource& source, DType dtype, bool paired, PackedMatrix* matrix) {
   if (source.num_cols % 32 != 0) {
     throw Error(ErrorCode::kUnsupportedModel,
                 "the CUDA backend needs layer widths divisible by 32, not " + std::to_string(source.num_cols));
   }
-  const FormatKernels& kernels = kernels_for(source.dtype);
+  const FormatKernels& kernels = kernels_for(dtype);
   PackedPart part{};
-  part.dtype = source.dtype;
+  part.dtype = dtype;
   part.num_rows = static_cast<int32_t>(source.num_rows);
   const auto row_tiles = static_cast<int32_t>((source.num_rows + kTileRowCount - 1) / kTileRowCount);
   part.num_tiles = paired ? 2 * row_tiles : (row_tiles + 1) / 2 * 2;
   part.num_steps = static_cast<int32_t>((source.num_cols + kStepWidth - 1) / kStepWidth);
-  part.num_splits = choose_splits(source.dtype, part.num_tiles, paired ? 2 : 1, part.num_steps);
+  part.num_splits = choose_splits(dtype, part.num_tiles, paired ? 2 : 1, part.num_steps);
   part.tile_stride = int64_t{part.num_steps} * kernels.step_bytes + (part.num_steps + 3) / 4 * kernels.super_bytes;
   matrix->storage.emplace_back(tracker_, Purpose::kWeights,
                                static_cast<size_t>(part.tile_stride) * static_cast<size_t>(part.num_tiles));
@@ -94,7 +110,8 @@ PackedPart Packer::allocate(const MatrixSource& source, bool paired, PackedMatri
 }
 
 void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t tile_step, int32_t first_tile) {
-  const int64_t row_bytes = row_bytes_of(source);
+  const int64_t row_bytes = row_bytes_of(part.dtype, source.num_cols);
+  const int64_t source_row_bytes = row_bytes_of(source.dtype, source.num_cols);
   const int64_t rows_per_chunk = static_cast<int64_t>(kChunkBytes) / row_bytes / kTileRowCount * kTileRowCount;
   if (rows_per_chunk == 0) throw Error(ErrorCode::kUnsupportedModel, "a row of a matrix is too long");
   for (int64_t row = 0; row < source.num_rows; row += rows_per_chunk) {
@@ -103,12 +120,18 @@ void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t 
     const Slot& slot = slots_[next_slot_];
     next_slot_ = 1 - next_slot_;
     slot.packed.synchronize();
-    const uint8_t* const from = static_cast<const uint8_t*>(source.data) + row * row_bytes;
+    const uint8_t* const from = static_cast<const uint8_t*>(source.data) + row * source_row_bytes;
     auto* const to = slot.staging.as<uint8_t>();
-    copiers_.for_each(static_cast<int64_t>((bytes + kCopyBytes - 1) / kCopyBytes), [&](int64_t item, int) {
-      const size_t begin = static_cast<size_t>(item) * kCopyBytes;
-      std::memcpy(to + begin, from + begin, std::min(kCopyBytes, bytes - begin));
-    });
+    if (source.dtype == part.dtype) {
+      copiers_.for_each(static_cast<int64_t>((bytes + kCopyBytes - 1) / kCopyBytes), [&](int64_t item, int) {
+        const size_t begin = static_cast<size_t>(item) * kCopyBytes;
+        std::memcpy(to + begin, from + begin, std::min(kCopyBytes, bytes - begin));
+      });
+    } else {
+      copiers_.for_each(rows, [&](int64_t item, int) {
+        write_as_q8_0(source.dtype, from + item * source_row_bytes, row_bytes / kQ8_0BlockBytes, to + item * row_bytes);
+      });
+    }
     TW_CUDA_CHECK(cudaMemcpyAsync(slot.chunk.as<uint8_t>(), to, bytes, cudaMemcpyHostToDevice, stream_.get()));
     PackTask task{};
     task.rows = slot.chunk.as<uint8_t>();
@@ -122,7 +145,7 @@ void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t 
     task.tiles = const_cast<uint8_t*>(part.tiles);
     task.row_factors = const_cast<float*>(part.row_factors);
     task.stream = stream_.get();
-    kernels_for(source.dtype).pack(task);
+    kernels_for(part.dtype).pack(task);
     slot.packed.record(stream_.get());
   }
 }
@@ -130,35 +153,29 @@ void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t 
 // Small matrices beside each other, such as q, k and v, cost more by their launches than by their bytes: where their
 // formats differ but all are symmetric, they become Q8_0.
 PackedMatrix Packer::pack_matrix(const std::vector<MatrixSource>& sources, const std::vector<float>& bias) {
-  std::vector<MatrixSource> parts = sources;
-  std::vector<std::vector<uint8_t>> converted;
-  const auto differs = [&](const MatrixSource& part) { return part.dtype != parts[0].dtype; };
-  if (std::any_of(parts.begin(), parts.end(), differs) &&
-      std::all_of(parts.begin(), parts.end(), [](const MatrixSource& part) { return is_symmetric(part.dtype); })) {
-    for (MatrixSource& part : parts) {
-      if (part.dtype == DType::kQ8_0) continue;
-      converted.push_back(as_q8_0(part));
-      part.dtype = DType::kQ8_0;
-      part.data = converted.back().data();
-    }
-  }
+  const auto differs = [&](const MatrixSource& part) { return part.dtype != sources.at(0).dtype; };
+  const bool joins =
+      std::any_of(sources.begin(), sources.end(), differs) &&
+      std::all_of(sources.begin(), sources.end(), [](const auto& part) { return is_symmetric(part.dtype); });
+  const auto dtype_of = [&](const MatrixSource& part) { return joins ? DType::kQ8_0 : stored_as(part); };
   PackedMatrix matrix;
-  matrix.num_cols = static_cast<int32_t>(parts.at(0).num_cols);
+  matrix.num_cols = static_cast<int32_t>(sources.at(0).num_cols);
   size_t next = 0;
-  while (next < parts.size()) {
+  while (next < sources.size()) {
     // Neighbours of one format whose rows fill whole tiles become one part, so one launch serves them.
     size_t end = next + 1;
-    MatrixSource joined = parts[next];
-    while (end < parts.size() && parts[end].dtype == joined.dtype && joined.num_rows % kTileRowCount == 0) {
-      joined.num_rows += parts[end].num_rows;
+    MatrixSource joined = sources[next];
+    const DType dtype = dtype_of(joined);
+    while (end < sources.size() && dtype_of(sources[end]) == dtype && joined.num_rows % kTileRowCount == 0) {
+      joined.num_rows += sources[end].num_rows;
       ++end;
     }
-    PackedPart part = allocate(joined, false, &matrix);
+    PackedPart part = allocate(joined, dtype, false, &matrix);
     part.first_output = matrix.num_rows;
     int64_t rows = 0;
     for (; next < end; ++next) {
-      upload(parts[next], part, 1, static_cast<int32_t>(rows / kTileRowCount));
-      rows += parts[next].num_rows;
+      upload(sources[next], part, 1, static_cast<int32_t>(rows / kTileRowCount));
+      rows += sources[next].num_rows;
     }
     matrix.num_rows += part.num_rows;
     matrix.parts.push_back(part);
@@ -179,7 +196,7 @@ PackedMatrix Packer::pack_gate_up(const MatrixSource& gate, const MatrixSource& 
   matrix.gate_up = true;
   matrix.num_rows = static_cast<int32_t>(gate.num_rows);
   matrix.num_cols = static_cast<int32_t>(gate.num_cols);
-  const PackedPart part = allocate(gate, true, &matrix);
+  const PackedPart part = allocate(gate, stored_as(gate), true, &matrix);
   upload(gate, part, 2, 0);
   upload(up, part, 2, 1);
   matrix.parts.push_back(part);

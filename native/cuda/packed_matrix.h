@@ -37,18 +37,21 @@ struct PackedMatrix {
   DeviceBuffer bias;  // [num_rows] or empty
 };
 
-// Copies sources to the device in bounded chunks and packs them there. While a chunk travels and is packed, several
-// threads copy the next one from the source, which is a mapped file: its pages come from the system's cache one by one.
+// Copies sources to the device in bounded chunks and packs them there, some in another format that says the same. While
+// a chunk travels and is packed, several threads copy the next one from the source, which is a mapped file: its pages
+// come from the system's cache one by one.
 class Packer {
  public:
-  explicit Packer(MemoryTracker* tracker);
+  // `keeps_formats`: also where another format that says the same would be faster.
+  explicit Packer(MemoryTracker* tracker, bool keeps_formats = false);
   ~Packer();
 
   PackedMatrix pack_matrix(const std::vector<MatrixSource>& sources, const std::vector<float>& bias);
   PackedMatrix pack_gate_up(const MatrixSource& gate, const MatrixSource& up);
 
  private:
-  PackedPart allocate(const MatrixSource& source, bool paired, PackedMatrix* matrix);
+  DType stored_as(const MatrixSource& source) const;
+  PackedPart allocate(const MatrixSource& source, DType dtype, bool paired, PackedMatrix* matrix);
   void upload(const MatrixSource& source, const PackedPart& part, int32_t tile_stride, int32_t first_tile);
 
   // A chunk under way.
@@ -60,6 +63,7 @@ class Packer {
   };
 
   MemoryTracker* tracker_;
+  const bool keeps_formats_;
   Stream stream_;
   Slot slots_[2];
   int next_slot_ = 0;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpu.kernel_hook import KERNELS, matmul
+from gpu.kernel_hook import KERNELS, NARROW, matmul
 from unit.gguf_formats import FORMATS, Floats, dequantize, quantize
 
 pytestmark = pytest.mark.gpu
@@ -92,6 +92,17 @@ def test_a_row_has_the_same_bits_for_any_number_of_rows(dtype: str) -> None:
                 actual, _ = matmul(dtype, data, inputs[:tokens], rows, up=up, kernel=kernel)
                 same = actual[::37].view(np.uint32) == reference[: (tokens + 36) // 37].view(np.uint32)
                 assert same.all(), (tokens, kernel, up is not None)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_the_rows_of_a_large_matrix_have_the_bits_of_a_small_one_of_as_many_pieces(dtype: str) -> None:
+    # As many tiles as there are in no other test: whole ones, pieces and pairs of blocks each take several in turn.
+    rows, cols, copies, pieces, tokens = 304, 512, 27, 4, 200
+    data, _, inputs = random_case(dtype, rows, cols, tokens, seed=8)
+    small, _ = matmul(dtype, data, inputs, rows, kernel=NARROW, num_splits=pieces)
+    for kernel in (-1, *KERNELS):
+        large, _ = matmul(dtype, data * copies, inputs, rows * copies, kernel=kernel, num_splits=pieces)
+        assert (large.view(np.uint32) == np.tile(small, copies).view(np.uint32)).all(), kernel
 
 
 def test_a_format_without_whole_blocks_is_refused() -> None:
