@@ -43,9 +43,8 @@ py::tuple take(const JobHandle& self) {
   return py::make_tuple(messages, py::cast(std::move(*taken.outcome)));
 }
 
-std::shared_ptr<Engine> make_engine(const gguf::File& file, std::vector<std::string> vocabulary,
-                                    std::vector<int32_t> stop_token_ids, const EngineOptions& options,
-                                    const py::object& on_progress) {
+std::shared_ptr<Engine> load_engine(const gguf::File& file, const std::function<Vocabulary()>& read_vocabulary,
+                                    const EngineOptions& options, const py::object& on_progress) {
   std::function<void(int)> progress = [](int) {};
   if (!on_progress.is_none()) {
     progress = [&on_progress](int percent) {
@@ -55,10 +54,28 @@ std::shared_ptr<Engine> make_engine(const gguf::File& file, std::vector<std::str
   }
   const py::gil_scoped_release release;
   ProgressRelay relay(progress);
-  auto engine = std::make_shared<Engine>(file, std::move(vocabulary), std::move(stop_token_ids), options,
-                                         [&relay](int percent) { relay.post(percent); });
+  auto engine =
+      std::make_shared<Engine>(file, read_vocabulary, options, [&relay](int percent) { relay.post(percent); });
   relay.finish();
   return engine;
+}
+
+std::shared_ptr<Engine> make_engine(const gguf::File& file, std::vector<std::string> vocabulary,
+                                    std::vector<int32_t> stop_token_ids, const EngineOptions& options,
+                                    const py::object& on_progress) {
+  const Vocabulary known{std::move(vocabulary), std::move(stop_token_ids)};
+  return load_engine(
+      file, [&known] { return known; }, options, on_progress);
+}
+
+std::shared_ptr<Engine> load_beside(const gguf::File& file, const py::function& read_vocabulary,
+                                    const EngineOptions& options, const py::object& on_progress) {
+  const auto read = [&read_vocabulary] {
+    const py::gil_scoped_acquire acquire;
+    auto [tokens, stop_token_ids] = read_vocabulary().cast<std::pair<std::vector<std::string>, std::vector<int32_t>>>();
+    return Vocabulary{std::move(tokens), std::move(stop_token_ids)};
+  };
+  return load_engine(file, read, options, on_progress);
 }
 
 // A compiled grammar; opaque.
@@ -226,6 +243,8 @@ void bind_engine(py::module_& module) {
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine")
       .def(py::init(&make_engine), py::arg("file"), py::arg("vocabulary"), py::arg("stop_token_ids"),
            py::arg("options"), py::arg("on_progress") = py::none())
+      .def_static("load_beside", &load_beside, py::arg("file"), py::arg("read_vocabulary"), py::arg("options"),
+                  py::arg("on_progress") = py::none())
       .def_property_readonly("model_info", &Engine::model_info)
       .def_property_readonly("device_info", &Engine::device_info)
       .def_property_readonly("options", &Engine::options)

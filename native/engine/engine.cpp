@@ -24,34 +24,22 @@ constexpr auto kHeartbeat = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Engine::Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
-               const EngineOptions& options, const std::function<void(int)>& on_progress)
-    : Engine(make_backend(options.device, options.num_threads, options.compute_nice), file, std::move(vocabulary),
-             std::move(stop_token_ids), options, on_progress) {}
+Engine::Engine(const gguf::File& file, const std::function<Vocabulary()>& read_vocabulary, const EngineOptions& options,
+               const std::function<void(int)>& on_progress)
+    : Engine(make_backend(options.device, options.num_threads, options.compute_nice), file, read_vocabulary, options,
+             on_progress) {}
 
-Engine::Engine(std::unique_ptr<Backend> backend, const gguf::File& file, std::vector<std::string> vocabulary,
-               std::vector<int32_t> stop_token_ids, const EngineOptions& options,
+Engine::Engine(std::unique_ptr<Backend> backend, const gguf::File& file,
+               const std::function<Vocabulary()>& read_vocabulary, const EngineOptions& options,
                const std::function<void(int)>& on_progress)
     : backend_(std::move(backend)),
       device_(backend_->device_info()),
       options_(resolve(options, device_)),
       faults_(options.faults),
-      vocabulary_(std::move(vocabulary)),
       batch_window_ms_(options.batch_window_ms) {
   require_memory_for_weights(file, *backend_);
   model_ = load_model(file, backend_.get(), options_.max_context_tokens, on_progress);
   const ModelShape& shape = model_->shape();
-  if (static_cast<int32_t>(vocabulary_.size()) != shape.vocab_size) {
-    throw Error(ErrorCode::kModelLoadFailed, "the tokenizer has " + std::to_string(vocabulary_.size()) +
-                                                 " tokens, the model " + std::to_string(shape.vocab_size));
-  }
-  is_stop_token_.resize(vocabulary_.size(), 0);
-  for (const int32_t id : stop_token_ids) {
-    if (id < 0 || id >= shape.vocab_size) {
-      throw Error(ErrorCode::kModelLoadFailed, "stop token " + std::to_string(id) + " is outside the vocabulary");
-    }
-    is_stop_token_[static_cast<size_t>(id)] = 1;
-  }
   StepLimits limits;
   limits.max_rows = options_.max_lone_batch_tokens;
   limits.max_logit_rows = options_.max_running_jobs;
@@ -59,6 +47,7 @@ Engine::Engine(std::unique_ptr<Backend> backend, const gguf::File& file, std::ve
   const int32_t num_kv_blocks =
       choose_kv_blocks(shape, options_.kv_cache_bytes, wanted_kv_tokens(shape, options_, device_), *backend_);
   backend_->allocate_kv(num_kv_blocks);
+  take_vocabulary(read_vocabulary());
   pool_ = std::make_unique<KvPool>(num_kv_blocks, options_.prefix_cache);
   scheduler_ = std::make_unique<Scheduler>(
       SchedulerLimits{options_.max_batch_tokens, options_.max_running_jobs, options_.max_lone_batch_tokens},
@@ -68,6 +57,22 @@ Engine::Engine(std::unique_ptr<Backend> backend, const gguf::File& file, std::ve
   event_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (event_fd_ < 0) throw Error(ErrorCode::kInternal, std::string("eventfd: ") + std::strerror(errno));
   thread_ = std::thread([this] { loop(); });
+}
+
+void Engine::take_vocabulary(Vocabulary vocabulary) {
+  const int32_t size = model_->shape().vocab_size;
+  if (static_cast<int32_t>(vocabulary.tokens.size()) != size) {
+    throw Error(ErrorCode::kModelLoadFailed, "the tokenizer has " + std::to_string(vocabulary.tokens.size()) +
+                                                 " tokens, the model " + std::to_string(size));
+  }
+  vocabulary_ = std::move(vocabulary.tokens);
+  is_stop_token_.resize(vocabulary_.size(), 0);
+  for (const int32_t id : vocabulary.stop_token_ids) {
+    if (id < 0 || id >= size) {
+      throw Error(ErrorCode::kModelLoadFailed, "stop token " + std::to_string(id) + " is outside the vocabulary");
+    }
+    is_stop_token_[static_cast<size_t>(id)] = 1;
+  }
 }
 
 Engine::~Engine() {

@@ -72,11 +72,20 @@ struct EngineStats {
   std::string failure_code;
 };
 
+// What an engine needs to know of the tokenizer.
+struct Vocabulary {
+  std::vector<std::string> tokens;  // the bytes that each id stands for in text
+  std::vector<int32_t> stop_token_ids;
+};
+
 class Engine {
  public:
-  Engine(const gguf::File& file, std::vector<std::string> vocabulary, std::vector<int32_t> stop_token_ids,
-         const EngineOptions& options, const std::function<void(int)>& on_progress);
+  // `read_vocabulary` is asked, on the caller's thread, when the weights are in place: it may be made meanwhile.
+  Engine(const gguf::File& file, const std::function<Vocabulary()>& read_vocabulary, const EngineOptions& options,
+         const std::function<void(int)>& on_progress);
   // On a backend that is there, whatever options.device says.
+  Engine(std::unique_ptr<Backend> backend, const gguf::File& file, const std::function<Vocabulary()>& read_vocabulary,
+         const EngineOptions& options, const std::function<void(int)>& on_progress);
   Engine(std::unique_ptr<Backend> backend, const gguf::File& file, std::vector<std::string> vocabulary,
          std::vector<int32_t> stop_token_ids, const EngineOptions& options,
          const std::function<void(int)>& on_progress);
@@ -126,6 +135,7 @@ class Engine {
   Result on_engine_thread(std::function<Result()> errand, Result refused);
   void loop();
   void run_loop();
+  void take_vocabulary(Vocabulary vocabulary);
   void take_inbox();
   bool expire_jobs();
   bool can_plan_blindly() const;
@@ -151,7 +161,7 @@ class Engine {
   const DeviceInfo device_;
   const EngineOptions options_;
   const FaultPlan faults_;
-  const std::vector<std::string> vocabulary_;
+  std::vector<std::string> vocabulary_;
   std::vector<char> is_stop_token_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvPool> pool_;

@@ -354,6 +354,18 @@ class Engine:
         options: EngineOptions,
         on_progress: Callable[[int], None] | None = None,
     ) -> None: ...
+    @staticmethod
+    def load_beside(
+        file: GgufFile,
+        read_vocabulary: Callable[[], tuple[list[bytes], list[int]]],
+        options: EngineOptions,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Engine:
+        """As the constructor, but asks for vocabulary and stop tokens when the weights are in place.
+
+        What `read_vocabulary` raises ends the load.
+        """
+
     @property
     def model_info(self) -> ModelInfo: ...
     @property

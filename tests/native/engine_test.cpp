@@ -33,7 +33,12 @@ using tw::test::vocabulary;
 std::unique_ptr<Engine> make_engine(int32_t num_threads, int32_t kv_blocks, EngineOptions options = {}) {
   options.num_threads = num_threads;
   options.kv_cache_bytes = kv_blocks * kBlockBytes;
-  return std::make_unique<Engine>(tiny_file(), vocabulary(), std::vector<int32_t>{kStop}, options, [](int) {});
+  return std::make_unique<Engine>(
+      tiny_file(),
+      [] {
+        return tw::Vocabulary{vocabulary(), {kStop}};
+      },
+      options, [](int) {});
 }
 
 // What a reader that only polls got from a job: ids are compared through their digest.

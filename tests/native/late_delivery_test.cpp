@@ -50,8 +50,12 @@ struct Machine {
     options.kv_cache_bytes = kv_blocks * kBlockBytes;
     auto own = std::make_unique<GatedDevice>(pace, &gate);
     device = own.get();
-    engine = std::make_unique<Engine>(std::move(own), tw::test::tiny_file(), kWords, std::vector<int32_t>{kStop},
-                                      options, [](int) {});
+    engine = std::make_unique<Engine>(
+        std::move(own), tw::test::tiny_file(),
+        [] {
+          return tw::Vocabulary{kWords, {kStop}};
+        },
+        options, [](int) {});
   }
   Engine* operator->() const { return engine.get(); }
 

@@ -1,14 +1,18 @@
-"""The progress of a load reaches its reporter in order and whole, and the reporter can abandon it (W-40)."""
+"""The progress of a load reaches its reporter in order and whole, and whoever is asked meanwhile can end it (W-40)."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tokenwire._native import Engine, EngineOptions, GgufFile
+from tokenwire._native import Engine, EngineError, EngineOptions, GgufFile
+from tokenwire.config import load_settings
+from tokenwire.engine.load import load_model
+from tokenwire.text.errors import TokenizerError
 from unit.gguf_builder import TinyModel, tiny_llama
 
 
@@ -57,3 +61,46 @@ def test_a_load_that_fails_reports_no_end(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="ffn_down"):
         load(tiny, seen.append)
     assert 100 not in seen
+
+
+def load_beside(tiny: TinyModel, read: Callable[[], tuple[list[bytes], list[int]]]) -> Engine:
+    options = EngineOptions()
+    options.num_threads = 1
+    return Engine.load_beside(GgufFile(str(tiny.path)), read, options)
+
+
+def test_the_vocabulary_may_come_later_than_the_weights(tiny: TinyModel) -> None:
+    made = threading.Event()
+    threading.Timer(0.2, made.set).start()
+
+    def read() -> tuple[list[bytes], list[int]]:
+        assert made.wait(10)
+        return [b"x"] * tiny.vocab_size, [1]
+
+    engine = load_beside(tiny, read)
+    assert engine.model_info.vocab_size == tiny.vocab_size
+    engine.stop()
+
+
+def test_what_reading_the_vocabulary_raises_ends_the_load(tiny: TinyModel) -> None:
+    def read() -> tuple[list[bytes], list[int]]:
+        raise KeyError("no vocabulary")
+
+    before = threading.active_count()
+    with pytest.raises(KeyError, match="no vocabulary"):
+        load_beside(tiny, read)
+    assert threading.active_count() == before
+
+
+def test_a_vocabulary_of_another_size_ends_the_load(tiny: TinyModel) -> None:
+    with pytest.raises(EngineError, match="the tokenizer has 3 tokens, the model"):
+        load_beside(tiny, lambda: ([b"x"] * 3, []))
+
+
+def test_a_model_whose_tokenizer_is_malformed_is_given_up_with_its_error(tmp_path: Path) -> None:
+    tiny = tiny_llama(tmp_path / "model.gguf", drop_keys=["tokenizer.ggml.merges"])
+    settings = load_settings({"model": str(tiny.path), "device": "cpu", "num_threads": 1}, environ={})
+    before = threading.active_count()
+    with pytest.raises(TokenizerError, match="merges"):
+        load_model(settings, lambda percent: None)
+    assert threading.active_count() == before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +72,22 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
     path = resolve(settings.model)
     file = _native.GgufFile(str(path))
     tokenizer_json = Path(settings.tokenizer_json) if settings.tokenizer_json else find_tokenizer_json(file, path)
-    tokenizer = load_tokenizer(file, tokenizer_json, deferred=True)
-    vocabulary = tokenizer.vocabulary()
-    # The tokenizer becomes whole, and the chat template's renderer starts, while the weights are packed.
+    # The tokenizer is read and becomes whole, and the chat template's renderer starts, while the weights are packed.
     with ThreadPoolExecutor(max_workers=1) as side:
-        starting = side.submit(TextPipeline.from_tokenizer, tokenizer, file)
+        reading = side.submit(load_tokenizer, file, tokenizer_json, deferred=True)
+        starting = side.submit(lambda: TextPipeline.from_tokenizer(reading.result(), file))
+
+        def read_vocabulary() -> tuple[list[bytes], list[int]]:
+            tokenizer = reading.result()
+            return tokenizer.vocabulary(), tokenizer.stop_token_ids
+
+        def watch(percent: int) -> None:
+            if reading.done():
+                reading.result()  # a model without a usable tokenizer need not be loaded
+            on_progress(percent)
+
         try:
-            engine, reason = _open_engine(file, vocabulary, tokenizer.stop_token_ids, settings, choice, on_progress)
+            engine, reason = _open_engine(file, read_vocabulary, settings, choice, watch)
         except BaseException:
             if starting.exception() is None:
                 starting.result().close()
@@ -88,6 +97,7 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
         except BaseException:
             engine.stop()
             raise
+    vocabulary = text.vocabulary()
     info, device, stats = engine.model_info, engine.device_info, engine.stats()
     context_length = info.context_length
     if settings.max_context_tokens:
@@ -116,16 +126,13 @@ def load_model(settings: Settings, on_progress: Callable[[int], None]) -> Loaded
             "workspace_bytes": stats.workspace_bytes,
         },
         warnings=text.warnings,
-        grammar_compiler=(
-            find_grammar_compiler(vocabulary, tokenizer.stop_token_ids) if engine.supports_grammars else None
-        ),
+        grammar_compiler=(find_grammar_compiler(vocabulary, text.stop_token_ids) if engine.supports_grammars else None),
     )
 
 
 def _open_engine(
     file: _native.GgufFile,
-    vocabulary: Sequence[bytes],
-    stop_token_ids: Sequence[int],
+    read_vocabulary: Callable[[], tuple[list[bytes], list[int]]],
     settings: Settings,
     choice: DeviceChoice,
     on_progress: Callable[[int], None],
@@ -133,7 +140,7 @@ def _open_engine(
     """The engine on the chosen device, or on the CPU where that is allowed; and why it is there."""
 
     def open_on(device: str) -> _native.Engine:
-        return _native.Engine(file, vocabulary, stop_token_ids, engine_options(settings, device), on_progress)
+        return _native.Engine.load_beside(file, read_vocabulary, engine_options(settings, device), on_progress)
 
     try:
         return open_on(choice.device), choice.reason
