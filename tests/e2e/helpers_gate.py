@@ -178,12 +178,20 @@ def run_crowd(
                 if handle in live:
                     take(handle)
             stalled.clear()
-        crowd.largest_batch = max(crowd.largest_batch, engine.stats().last_batch_size)
     stats = settle(engine)
+    crowd.largest_batch = _largest_batch(before, stats)
     crowd.answers = [answers[index] for index in range(len(requests))]
     crowd.num_preemptions = stats.num_preemptions - before.num_preemptions
     crowd.num_cached_tokens = stats.num_cached_tokens - before.num_cached_tokens
     return crowd
+
+
+def _largest_batch(before: Any, after: Any) -> int:
+    """Of the steps between, what the fullest held at least; the engine counts them all, by ranges."""
+    histogram = after.batch_size
+    counts = [new - old for new, old in zip(histogram.counts, before.batch_size.counts, strict=True)]
+    last = max((place for place, count in enumerate(counts) if count > 0), default=0)
+    return int(histogram.bounds[last - 1]) + 1 if last > 0 else 0
 
 
 @dataclass(frozen=True)
