@@ -64,8 +64,7 @@ std::shared_ptr<Engine> make_engine(const gguf::File& file, std::vector<std::str
                                     std::vector<int32_t> stop_token_ids, const EngineOptions& options,
                                     const py::object& on_progress) {
   const Vocabulary known{std::move(vocabulary), std::move(stop_token_ids)};
-  return load_engine(
-      file, [&known] { return known; }, options, on_progress);
+  return load_engine(file, [&known] { return known; }, options, on_progress);
 }
 
 std::shared_ptr<Engine> load_beside(const gguf::File& file, const py::function& read_vocabulary,

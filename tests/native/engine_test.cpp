@@ -34,11 +34,7 @@ std::unique_ptr<Engine> make_engine(int32_t num_threads, int32_t kv_blocks, Engi
   options.num_threads = num_threads;
   options.kv_cache_bytes = kv_blocks * kBlockBytes;
   return std::make_unique<Engine>(
-      tiny_file(),
-      [] {
-        return tw::Vocabulary{vocabulary(), {kStop}};
-      },
-      options, [](int) {});
+      tiny_file(), [] { return tw::Vocabulary{vocabulary(), {kStop}}; }, options, [](int) {});
 }
 
 // What a reader that only polls got from a job: ids are compared through their digest.

@@ -51,11 +51,7 @@ struct Machine {
     auto own = std::make_unique<GatedDevice>(pace, &gate);
     device = own.get();
     engine = std::make_unique<Engine>(
-        std::move(own), tw::test::tiny_file(),
-        [] {
-          return tw::Vocabulary{kWords, {kStop}};
-        },
-        options, [](int) {});
+        std::move(own), tw::test::tiny_file(), [] { return tw::Vocabulary{kWords, {kStop}}; }, options, [](int) {});
   }
   Engine* operator->() const { return engine.get(); }
 
