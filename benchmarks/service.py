@@ -32,7 +32,7 @@ from benchmarks.wire_load import WireLoad
 from tokenwire import _native
 from tokenwire.bench.load import Send, closed_loop, num_connections
 from tokenwire.bench.summary import Summary
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine.load import LoadedModel, load_model
 
 STALL_TIMEOUT_S = 120.0

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from tokenwire.bounds import markdown_tables
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "limits.md"
 

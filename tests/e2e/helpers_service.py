@@ -11,7 +11,7 @@ from typing import Any
 
 from e2e.helpers import make_engine, settle
 from tokenwire import _native
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine import AsyncEngine
 from tokenwire.rpc.server import build_server
 from tokenwire.rpc.state import ModelFacts, Phase, Serving, WorkerState

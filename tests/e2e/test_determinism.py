@@ -21,7 +21,7 @@ from e2e.helpers import Answer, Request, Transcript, make_engine, only_when_aske
 from e2e.helpers_gate import CONTEXT, NO_LIMIT_MS, Report, make_requests, run_crowd, run_gate
 from e2e.helpers_mutation import MUTATIONS, MutantBuild, Mutation
 from tokenwire import _native
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine import AsyncEngine
 from tokenwire.models import resolve
 from tokenwire.rpc.server import build_server

@@ -18,7 +18,7 @@ from e2e.helpers import Answer, Request, make_engine, run_alone, say
 from e2e.helpers_gate import CONTEXT, make_requests
 from e2e.helpers_service import serving
 from tokenwire import _native
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.gateway.pool import WorkerPool
 from tokenwire.gateway.server import GatewayServer
 from tokenwire.v1 import inference_pb2 as pb

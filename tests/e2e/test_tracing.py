@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from e2e.helpers_server import running_worker
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.observe import tracing
 from tokenwire.v1 import inference_pb2 as pb
 from tokenwire.v1 import inference_pb2_grpc
@@ -149,7 +149,7 @@ def test_the_console_shows_a_span_a_line(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_without_an_exporter_nothing_of_it_is_imported() -> None:
     program = (
-        "import sys, tokenwire.server; from tokenwire.config import load_settings;"
+        "import sys, tokenwire.server; from tokenwire.config_sources import load_settings;"
         "assert tokenwire.server.build_tracer(load_settings(environ={})) is None;"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )

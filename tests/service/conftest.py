@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2_grpc
 from service.helpers_attach import WORDS
 from service.helpers_security import Keys
 from service.worker_process import worker_processes
-from tokenwire.config import Settings, load_settings
+from tokenwire.config import Settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine import AsyncEngine
 from tokenwire.engine.fake import FakeEngine, FakeJob
 from tokenwire.gateway.pool import WorkerPool

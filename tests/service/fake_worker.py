@@ -17,7 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import tokenwire.cli  # noqa: F401  (keeps the lines of gRPC itself out of the log)
-from tokenwire.config import Settings, load_settings
+from tokenwire.config import Settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine.fake import FakeEngine, FakeEngineError, FakeJob
 from tokenwire.errors import NoDeviceError
 from tokenwire.observe.logging import configure_logging

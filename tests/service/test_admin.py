@@ -12,7 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from tokenwire.config import MASK, Settings, load_settings, shown_settings
+from tokenwire.config import MASK, Settings, shown_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.rpc.admin import Control
 from tokenwire.rpc.server import build_admin_server
 from tokenwire.v1 import admin_pb2 as pb

@@ -20,7 +20,7 @@ from service.helpers_attach import (
     text_of,
 )
 from service.helpers_security import until
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine.fake import FakeEngine
 
 

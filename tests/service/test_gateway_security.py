@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from service.helpers_gateway import body
 from service.helpers_security import FakeClock, Keys, bearer
-from tokenwire.config import ConfigError, load_gateway_settings, load_settings
+from tokenwire.config_sources import ConfigError, load_gateway_settings, load_settings
 from tokenwire.gateway.app import _router
 from tokenwire.gateway.context import Gateway
 from tokenwire.gateway.pool import WorkerPool

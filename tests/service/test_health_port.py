@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tokenwire import _native
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.health_port import HealthPort
 from tokenwire.rpc.listen import CannotBindError
 from tokenwire.rpc.state import SERVICES, Phase, WorkerState

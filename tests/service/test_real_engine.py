@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine import AsyncEngine
 from tokenwire.engine.grammars import Grammars
 from tokenwire.engine.load import LoadedModel, load_model

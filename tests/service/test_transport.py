@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tokenwire.client import AsyncClient
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.rpc.server import transport_options
 from tokenwire.security.guard import Guard
 from tokenwire.security.principal import Quota

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenwire.config import ConfigError, Settings, load_settings
+from tokenwire.config import Settings
+from tokenwire.config_sources import ConfigError, load_settings
 
 
 def problems_of(**sources: object) -> str:

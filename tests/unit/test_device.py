@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tokenwire import _native
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine.device import DeviceChoice, choose_device
 from tokenwire.errors import NoDeviceError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tokenwire._native import Engine, EngineError, EngineOptions, GgufFile
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.engine.load import load_model
 from tokenwire.text.errors import TokenizerError
 from unit.gguf_builder import TinyModel, tiny_llama

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from certificates import Authority, Pair
-from tokenwire.config import ConfigError, load_settings
+from tokenwire.config_sources import ConfigError, load_settings
 from tokenwire.security.guard import certificate_identity
 from tokenwire.security.setup import file_problems
 from tokenwire.security.tls import (

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenwire.bounds import MAX_LOGIT_BIASES, RULES, Rule, markdown_tables
-from tokenwire.config import load_settings
+from tokenwire.config_sources import load_settings
 from tokenwire.errors import TokenwireError
 from tokenwire.rpc.context import fit_context
 from tokenwire.rpc.response_format import ResponseFormat

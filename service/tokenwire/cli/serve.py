@@ -14,7 +14,8 @@ from tokenwire.cli import options
 from tokenwire.cli.native import load_native
 from tokenwire.cli.output import ExitCode, print_error
 from tokenwire.cli.settings import load_or_exit, with_setting_flags
-from tokenwire.config import ConfigError, Settings, load_settings
+from tokenwire.config import Settings
+from tokenwire.config_sources import ConfigError, load_settings
 
 
 def serve(config: Path | None, flags: Mapping[str, object]) -> None:

@@ -12,13 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tokenwire.cli.output import ExitCode, print_error
-from tokenwire.config import (
-    ENV_PREFIX,
-    ConfigError,
-    Settings,
-    load_gateway_settings,
-    load_settings,
-)
+from tokenwire.config import Settings
+from tokenwire.config_sources import ENV_PREFIX, ConfigError, load_gateway_settings, load_settings
 from tokenwire.http_config import GatewaySettings, HttpSettings
 
 ConfigFile = Annotated[
