@@ -21,8 +21,13 @@ def test_curl_goes_through_streams_resuming_and_errors(run: Any) -> None:
     assert json.loads(health.splitlines()[1])["status"] == "healthy"
     kinds = re.findall(r"^event: (\w+)$", stream, re.M)
     assert (kinds[0], kinds[-2:]) == ("started", ["metrics", "end"])
-    assert '{"t":" Paris","i":0}' in stream
-    resumed = [json.loads(data) for data in re.findall(r"^event: token\nid: \d+\ndata: (.+)$", attached, re.M)]
+    tokens, resumed = (
+        [json.loads(data) for data in re.findall(r"^event: token\nid: \d+\ndata: (.+)$", part, re.M)]
+        for part in (stream, attached)
+    )
+    # On a busy machine an event may carry several tokens.
+    assert tokens[0]["i"] == 0
+    assert "".join(token["t"] for token in tokens).startswith(" Paris")
     assert resumed[0]["i"] == 290
     assert '"tokens_out":300' in attached
     assert json.loads(cancelled.splitlines()[1])["outcome"] == "already_finished"
