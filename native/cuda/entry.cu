@@ -49,7 +49,7 @@ void run_matmul_test(TwCudaMatmulTest* test) {
   const tw::cuda::Stream stream;
   const auto dtype = static_cast<tw::DType>(test->dtype);
   const tw::MatrixSource source = {dtype, test->num_rows, test->num_cols, test->weights};
-  tw::cuda::Packer packer(&tracker, true);
+  tw::cuda::Packer packer(&tracker, /*keeps_formats=*/true);
   std::vector<float> bias;
   if (test->bias != nullptr) bias.assign(test->bias, test->bias + test->num_rows);
   const tw::cuda::PackedMatrix matrix =

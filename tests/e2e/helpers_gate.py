@@ -93,7 +93,7 @@ class Crowd:
     num_stalls: int = 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0
-    largest_batch: int = 0
+    largest_batch: int = 0  # at least
 
 
 @dataclass
@@ -235,7 +235,7 @@ class Report:
     num_stalls: int = 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0
-    largest_batch: int = 0
+    largest_batch: int = 0  # at least
 
     def compare(self, name: str, expected: Answer, actual: Answer) -> None:
         self.num_comparisons += 1

@@ -48,7 +48,7 @@ def assert_holds(report: Report) -> None:
         f"{report.num_requests} requests alone ({report.num_tokens} tokens) against {report.num_comparisons} under "
         f"load: {report.num_bytes} bytes compared, {report.differing} answers differ; {report.num_preemptions} "
         f"preemptions, {report.num_cancelled} neighbours cancelled, {report.num_stalls} stalls, "
-        f"{report.num_cached_tokens} cached prompt tokens, up to {report.largest_batch} sequences in a step"
+        f"{report.num_cached_tokens} cached prompt tokens, {report.largest_batch} sequences or more in a step"
     )
     assert report.differing == 0, report.examples
     assert report.num_comparisons > report.num_requests
