@@ -6,20 +6,23 @@
 // mma.m16n8k16; input 2P, 2P + 1 of a lane (its "pair" P = 0…7) is the first (P even) or second (P odd) half of the
 // fragments of instruction P / 2. Activations use the same order, so a lane reads them as 32 consecutive bytes.
 //
-// Row i is stored times 2^e[i], which puts its largest magnitude into [128, 256); an epilogue takes it back. So neither
-// tiny nor huge weights meet the limits of FP16, and BF16 keeps every bit of what matters beside the row's largest
-// value.
+// Row i is stored times 2^e[i], which an epilogue takes back. Of floats it puts the largest magnitude into [128, 256):
+// neither tiny nor huge weights meet the limits of FP16, and BF16 keeps every bit of what matters beside the row's
+// largest value. Codes become values by one instruction: as a half, the bits of a code are the subnormal number
+// code · 2^-24, and scale · 2^24 times it plus the minimum is rounded once. So that FP16 holds these, 2^e[i] puts the
+// row's largest scale into [2^-10, 2^-9), or its largest minimum into [128, 256) where that is less. What is lost below
+// FP16's smallest numbers is at most 2^-15 of that scale.
 //
 // kSteps layouts (bytes of a step, then of a super):
-//   F16, BF16  2048                                           four 16-byte chunks: the fragments of the instructions
-//   F32        4096                                           FP16 head and FP16 rest, each as above
-//   Q8_0       1024 codes + 128, 64 scales                    one chunk a row
-//   Q4_0       512 nibbles, 64 scales                         word 0, 1: row r; pair P is bits 4(P%4), 16 + 4(P%4)
+//   F16, BF16  2048                                    four 16-byte chunks: the fragments of the instructions
+//   F32        4096                                    FP16 head and FP16 rest, each as above
+//   Q8_0       1024 codes + 128, 64 scales             one chunk a row
+//   Q4_0       512 nibbles, 64 scales                  word 0, 1: row r; pair P is bits 4(P%4), 16 + 4(P%4)
 //   Q4_1       512 nibbles, 128 scale and minimum
-//   Q5_0/Q5_1  as Q4_0/Q4_1 with 128 fifth bits before scales row r: bits P, 16 + P; row r + 8: 8 + P, 24 + P
+//   Q5_0/Q5_1  128 fifth bits before the scales        row r: bits F, 16 + F with F = P/2 + 4(P%2); row r + 8: 8 up
 //   Q4_K       512 nibbles, 64 group scales and minimums | 64 super scales
 //   Q5_K       512 nibbles, 128 fifth bits, 64 group scales and minimums | 64
-//   Q6_K       512 nibbles, 256 top bits, 64 group scales | 32
+//   Q6_K       512 nibbles, 256 top bits, 64 group scales | 32           a word a row; fifth_place and top_place
 #pragma once
 
 #include <cstdint>
@@ -53,45 +56,43 @@ __device__ __forceinline__ T load_const(const void* p) {
   return __ldg(static_cast<const T*>(p));
 }
 
+// All blocks of the file have an even number of bytes.
 __device__ __forceinline__ float read_f16(const uint8_t* p) {
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(p[0] | p[1] << 8)));
+  return __half2float(__ushort_as_half(*reinterpret_cast<const unsigned short*>(p)));
 }
 
-// 1024 + code in both halves is bits | 0x64006400: 0x6400 is 1024, whose last bit is worth 1. Where a pair's nibbles
-// lie four bits up, it is 1024 + 16 · code, and the factors that follow are a sixteenth: that saves shifts.
-//
-// The constant comes from a register that the compiler knows nothing of: (bits & mask) | bias is one instruction then,
-// and two with both as constants.
-__device__ __forceinline__ uint32_t opaque_bias() {
-  uint32_t bias;
-  asm("mov.u32 %0, 0x64006400;" : "=r"(bias));
-  return bias;
-}
-// (bits & mask) | above
-__device__ __forceinline__ uint32_t masked_or(uint32_t bits, uint32_t mask, uint32_t above) {
-  uint32_t result;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(bits), "r"(mask), "r"(above));
-  return result;
-}
+// Codes as subnormal numbers: where a pair's nibbles lie four bits up, it is 16 · code, and the scales that follow are
+// a sixteenth: that saves shifts.
+constexpr float kOneOverCodeUnit = 16777216.0f;  // 2^24
 
-// (biased - bias) · scale, in both halves; the difference is exact.
-__device__ __forceinline__ uint32_t scaled(uint32_t value, uint32_t bias, uint32_t scale) {
-  return as_u32(__hmul2_rn(__hsub2_rn(as_half2(value), as_half2(bias)), as_half2(scale)));
+// code · scale + minimum, in both halves, rounded once.
+__device__ __forceinline__ uint32_t scaled(uint32_t code, uint32_t scale, uint32_t minimum) {
+  return as_u32(__hfma2(as_half2(code), as_half2(scale), as_half2(minimum)));
 }
-__device__ __forceinline__ uint32_t scaled_plus(uint32_t value, uint32_t scale, uint32_t minimum) {
-  return as_u32(__hfma2(__hsub2_rn(as_half2(value), as_half2(0x64006400u)), as_half2(scale), as_half2(minimum)));
+__device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b) {
+  return as_u32(__hmul2_rn(as_half2(a), as_half2(b)));
+}
+// What makes `middle` the code of 0: -middle · scale.
+__device__ __forceinline__ uint32_t centering(uint32_t scale, uint32_t middle) {
+  return times(scale, 0x80008000u | middle | middle << 16);
 }
 
 __device__ __forceinline__ constexpr bool lies_high(int pair) { return pair % 2 != 0; }
 // A pair's nibbles and what `above` has.
 __device__ __forceinline__ uint32_t nibble_pair(uint32_t word0, uint32_t word1, int pair, uint32_t above) {
   const uint32_t word = pair < 4 ? word0 : word1;
-  return masked_or(pair % 4 < 2 ? word : word >> 8, lies_high(pair) ? 0x00f000f0u : 0x000f000fu, above);
+  return ((pair % 4 < 2 ? word : word >> 8) & (lies_high(pair) ? 0x00f000f0u : 0x000f000fu)) | above;
 }
-// Fifth bits of a pair above its nibbles; `row8` selects row r + 8.
-__device__ __forceinline__ uint32_t fifth_pair(uint32_t bits, int pair, bool row8, uint32_t above) {
-  const int shift = pair + (row8 ? 8 : 0) - (lies_high(pair) ? 8 : 4);
-  return masked_or(shift < 0 ? bits << -shift : bits >> shift, lies_high(pair) ? 0x01000100u : 0x00100010u, above);
+// Where in each half of a word the fifth bit of a pair is, `row8` of row r + 8, and where the two top bits of a six-bit
+// code: chosen so that a pair that lies low and its neighbour that lies high are brought to their nibbles by one shift.
+__device__ __forceinline__ constexpr int fifth_place(int pair, bool row8) {
+  return pair / 2 + pair % 2 * 4 + (row8 ? 8 : 0);
+}
+__device__ __forceinline__ constexpr int top_place(int pair) { return pair / 2 % 2 * 2 + pair % 2 * 4 + pair / 4 * 8; }
+// The bits of a pair at such a place, moved to above its nibbles. `mask` says how many: 0x00010001 or 0x00030003.
+__device__ __forceinline__ uint32_t bits_above(uint32_t bits, int place, uint32_t mask, int pair) {
+  const int target = lies_high(pair) ? 8 : 4;
+  return (place < target ? bits << (target - place) : bits >> (place - target)) & mask << target;
 }
 // Two bytes, the low ones of `bytes` or those above, as exact FP16 values; conversion instructions are slow.
 __device__ __forceinline__ uint32_t byte_pair(uint32_t bytes, bool above) {
@@ -99,9 +100,7 @@ __device__ __forceinline__ uint32_t byte_pair(uint32_t bytes, bool above) {
   return as_u32(__hsub2_rn(as_half2(value), as_half2(0x64006400u)));
 }
 // A sixteenth of both halves, for the pairs that lie high.
-__device__ __forceinline__ uint32_t sixteenth(uint32_t pair) {
-  return as_u32(__hmul2_rn(as_half2(pair), as_half2(0x2c002c00u)));
-}
+__device__ __forceinline__ uint32_t sixteenth(uint32_t pair) { return times(pair, 0x2c002c00u); }
 
 // --- Reading the file's blocks, when packing. `row` is the row's first byte, `k` an input, a multiple of 16. ---
 
@@ -132,7 +131,8 @@ __device__ inline uint2 pack_nibbles(const LaneCodes& codes) {
 __device__ inline uint32_t pack_fifth_bits(const LaneCodes& codes) {
   uint32_t word = 0;
   for (int pair = 0; pair < 8; ++pair) {
-    word |= (codes.code[2 * pair] >> 4 & 1u) << pair | (codes.code[2 * pair + 1] >> 4 & 1u) << (16 + pair);
+    const uint32_t two = (codes.code[2 * pair] >> 4 & 1u) | (codes.code[2 * pair + 1] >> 4 & 1u) << 16;
+    word |= two << fifth_place(pair, false);
   }
   return word;
 }
@@ -152,9 +152,14 @@ __device__ inline void store_scale(uint8_t* at, int lane, int words, int word, f
   reinterpret_cast<uint32_t*>(at)[index * words + word] = pack_half2(low, high);
 }
 
-// --- Formats. `value` is the plain reference; `unpack` gives the A fragments of instruction j of a step's four, which
-// with kFragments are loaded registers themselves. kMoreThanNibbles: codes are put together from
-// several words. ---
+// What a row of codes is stored by, of one scale and minimum: no scale gets to 2^-9, no minimum to 256.
+__device__ inline float stored_magnitude(float scale, float minimum) {
+  return fmaxf(fabsf(scale) * 131072.0f, fabsf(minimum));
+}
+
+// --- Formats. A row's largest `magnitude`, each of kMagnitudeInputs inputs from k on, is stored in [128, 256);
+// `unpack` gives the A fragments of instruction j of a step's four, which with kFragments are loaded registers
+// themselves. kMoreThanNibbles: codes are put together from several words. ---
 
 template <bool kBrain>
 struct Float16Format {
@@ -166,8 +171,10 @@ struct Float16Format {
   struct Raw {
     uint4 chunk[4];
   };
+  static constexpr int kMagnitudeInputs = 1;
+  __device__ static float magnitude(const uint8_t* row, int k) { return fabsf(value(row, k)); }
   __device__ static float value(const uint8_t* row, int k) {
-    const auto bits = static_cast<unsigned short>(row[2 * k] | row[2 * k + 1] << 8);
+    const unsigned short bits = reinterpret_cast<const unsigned short*>(row)[k];
     return kBrain ? __uint_as_float(static_cast<uint32_t>(bits) << 16) : __half2float(__ushort_as_half(bits));
   }
   __device__ static void pack(const PackLane& p) {
@@ -208,10 +215,9 @@ struct Float32Format {
   struct Raw {
     Half::Raw part[2];
   };
-  __device__ static float value(const uint8_t* row, int k) {
-    const uint8_t* p = row + 4 * static_cast<int64_t>(k);
-    return __uint_as_float(p[0] | p[1] << 8 | p[2] << 16 | static_cast<uint32_t>(p[3]) << 24);
-  }
+  static constexpr int kMagnitudeInputs = 1;
+  __device__ static float magnitude(const uint8_t* row, int k) { return fabsf(value(row, k)); }
+  __device__ static float value(const uint8_t* row, int k) { return reinterpret_cast<const float*>(row)[k]; }
   __device__ static void pack(const PackLane& p) {
     for (int j = 0; j < 4; ++j) {
       uint32_t head[4], rest[4];
@@ -249,9 +255,9 @@ struct Q8_0Format {
     uint4 codes[2];
     uint32_t scales;
   };
-  __device__ static float value(const uint8_t* row, int k) {
-    const uint8_t* block = row + k / 32 * 34;
-    return read_f16(block) * static_cast<float>(static_cast<int8_t>(block[2 + k % 32]));
+  static constexpr int kMagnitudeInputs = 32;
+  __device__ static float magnitude(const uint8_t* row, int k) {
+    return stored_magnitude(read_f16(row + k / 32 * 34), 0.0f);
   }
   __device__ static void pack(const PackLane& p) {
     float scale[2] = {0, 0};
@@ -259,11 +265,9 @@ struct Q8_0Format {
       uint32_t words[4] = {0x80808080u, 0x80808080u, 0x80808080u, 0x80808080u};
       if (p.row[half] != nullptr) {
         const uint8_t* block = p.row[half] + p.k / 32 * 34;
-        scale[half] = read_f16(block) * p.factor[half];
-        for (int i = 0; i < 4; ++i) {
-          const uint8_t* c = block + 2 + p.k % 32 + 4 * i;
-          words[i] = (c[0] | c[1] << 8 | c[2] << 16 | static_cast<uint32_t>(c[3]) << 24) ^ 0x80808080u;
-        }
+        scale[half] = read_f16(block) * p.factor[half] * kOneOverCodeUnit;
+        const auto* c = reinterpret_cast<const unsigned short*>(block + 2 + p.k % 32);
+        for (int i = 0; i < 4; ++i) words[i] = (c[2 * i] | static_cast<uint32_t>(c[2 * i + 1]) << 16) ^ 0x80808080u;
       }
       reinterpret_cast<uint4*>(p.step)[half * 32 + p.lane] = {words[0], words[1], words[2], words[3]};
     }
@@ -278,13 +282,14 @@ struct Q8_0Format {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
-    const uint32_t scale[2] = {broadcast_low(raw.scales), broadcast_high(raw.scales)};
+    const uint32_t minimums = centering(raw.scales, 128);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+      const uint32_t scale = half == 0 ? broadcast_low(raw.scales) : broadcast_high(raw.scales);
+      const uint32_t minimum = half == 0 ? broadcast_low(minimums) : broadcast_high(minimums);
       const uint32_t words[4] = {raw.codes[half].x, raw.codes[half].y, raw.codes[half].z, raw.codes[half].w};
-      // 1024 + code + 128
-      a[half] = scaled(__byte_perm(words[j], 0x64646464u, 0x4140), 0x64806480u, scale[half]);
-      a[2 + half] = scaled(__byte_perm(words[j], 0x64646464u, 0x4342), 0x64806480u, scale[half]);
+      a[half] = scaled(__byte_perm(words[j], 0, 0x4140), scale, minimum);
+      a[2 + half] = scaled(__byte_perm(words[j], 0, 0x4342), scale, minimum);
     }
   }
 };
@@ -302,7 +307,7 @@ struct NibbleFormat {
   static constexpr bool kMoreThanNibbles = kFifth;
   static constexpr int kHead = kMinimum ? 4 : 2;
   static constexpr int kBlockBytes = kHead + (kFifth ? 4 : 0) + 16;
-  static constexpr float kMiddle = kFifth ? 16.0f : 8.0f;
+  static constexpr uint32_t kMiddle = kFifth ? 16 : 8;
   struct Raw {
     uint4 nibbles;
     uint32_t fifth;
@@ -313,14 +318,10 @@ struct NibbleFormat {
     if (kFifth) add_fifth_bits(block + kHead, k, &result);
     return result;
   }
-  __device__ static float value(const uint8_t* row, int k) {
+  static constexpr int kMagnitudeInputs = 32;
+  __device__ static float magnitude(const uint8_t* row, int k) {
     const uint8_t* block = row + k / 32 * kBlockBytes;
-    const int i = k % 32;
-    int code = block[kBlockBytes - 16 + i % 16] >> (i < 16 ? 0 : 4) & 15;
-    if (kFifth) code |= (block[kHead + i / 8] >> (i % 8) & 1) << 4;
-    const float scale = read_f16(block);
-    return kMinimum ? scale * static_cast<float>(code) + read_f16(block + 2)
-                    : scale * (static_cast<float>(code) - kMiddle);
+    return stored_magnitude(read_f16(block), kMinimum ? read_f16(block + 2) : 0.0f);
   }
   __device__ static void pack(const PackLane& p) {
     uint2 words[2] = {{0, 0}, {0, 0}};
@@ -333,7 +334,7 @@ struct NibbleFormat {
       const LaneCodes lane_codes = codes(block, p.k);
       words[half] = pack_nibbles(lane_codes);
       fifth |= pack_fifth_bits(lane_codes) << (8 * half);
-      scale[half] = read_f16(block) * p.factor[half];
+      scale[half] = read_f16(block) * p.factor[half] * kOneOverCodeUnit;
       if (kMinimum) minimum[half] = read_f16(block + 2) * p.factor[half];
     }
     reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
@@ -356,22 +357,21 @@ struct NibbleFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
-    const uint32_t bias = opaque_bias();
+    const uint32_t high_scales = sixteenth(raw.scales.x);
+    const uint32_t minimums = kMinimum ? raw.scales.y : centering(raw.scales.x, kMiddle);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t scale = half == 0 ? broadcast_low(raw.scales.x) : broadcast_high(raw.scales.x);
-      const uint32_t minimum = half == 0 ? broadcast_low(raw.scales.y) : broadcast_high(raw.scales.y);
-      const uint32_t high_scale = sixteenth(scale);
+      const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
+      const uint32_t scale = of_row(raw.scales.x);
+      const uint32_t high_scale = of_row(high_scales);
+      const uint32_t minimum = of_row(minimums);
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
       for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
-        const uint32_t above = kFifth ? fifth_pair(raw.fifth, pair, half == 1, bias) : bias;
-        const uint32_t code = nibble_pair(w0, w1, pair, above);
-        const uint32_t factor = lies_high(pair) ? high_scale : scale;
-        // 1024 and the middle code, itself times 16 where the pair lies high
-        const uint32_t middle = 0x64006400u + (kFifth ? 0x00100010u : 0x00080008u) * (lies_high(pair) ? 16 : 1);
-        a[pair % 2 * 2 + half] = kMinimum ? scaled_plus(code, factor, minimum) : scaled(code, middle, factor);
+        const uint32_t above = kFifth ? bits_above(raw.fifth, fifth_place(pair, half == 1), 0x00010001u, pair) : 0;
+        a[pair % 2 * 2 + half] =
+            scaled(nibble_pair(w0, w1, pair, above), lies_high(pair) ? high_scale : scale, minimum);
       }
     }
   }
@@ -402,7 +402,7 @@ struct GroupedFormat {
     uint4 nibbles;
     uint32_t fifth;
     uint32_t groups;  // scale of r, of r + 8, minimum of r, of r + 8
-    uint2 supers;     // scales of r and r + 8, scales of the minimums
+    uint2 supers;     // scales of r and r + 8, scales of the minimums times -1
   };
   __device__ static int code(const uint8_t* block, int i) {
     const int group = i / 32;
@@ -410,12 +410,14 @@ struct GroupedFormat {
     if (kFifth) result |= (block[16 + i % 32] >> group & 1) << 4;
     return result;
   }
-  __device__ static float value(const uint8_t* row, int k) {
+  static constexpr int kMagnitudeInputs = 32;
+  __device__ static float magnitude(const uint8_t* row, int k) {
     const uint8_t* block = row + k / 256 * kBlockBytes;
     int scale, minimum;
     group_scale(block + 4, k % 256 / 32, &scale, &minimum);
-    return read_f16(block) * static_cast<float>(scale) * static_cast<float>(code(block, k % 256)) -
-           read_f16(block + 2) * static_cast<float>(minimum);
+    // The super scales themselves must fit too.
+    return stored_magnitude(read_f16(block) * static_cast<float>(max(scale, 1)),
+                            read_f16(block + 2) * static_cast<float>(max(minimum, 1)));
   }
   __device__ static void pack(const PackLane& p) {
     uint2 words[2] = {{0, 0}, {0, 0}};
@@ -431,8 +433,8 @@ struct GroupedFormat {
       int scale, minimum;
       group_scale(block + 4, p.k % 256 / 32, &scale, &minimum);
       groups |= static_cast<uint32_t>(scale) << (8 * half) | static_cast<uint32_t>(minimum) << (16 + 8 * half);
-      super_scale[half] = read_f16(block) * p.factor[half];
-      super_minimum[half] = read_f16(block + 2) * p.factor[half];
+      super_scale[half] = read_f16(block) * p.factor[half] * kOneOverCodeUnit;
+      super_minimum[half] = -read_f16(block + 2) * p.factor[half];
     }
     reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
     if (kFifth) reinterpret_cast<uint32_t*>(p.step + 512)[p.lane] = fifth;
@@ -450,35 +452,23 @@ struct GroupedFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
-    const uint32_t bias = opaque_bias();
-    // value = d · (group scale · code) - m, whose inner product is exact in FP16, with m = dmin · (group minimum).
-    // Pairs of what rows r and r + 8 have of each:
-    const uint32_t group_scales = byte_pair(raw.groups, false);
-    const __half2 group_minimums = as_half2(byte_pair(raw.groups, true));
-    const uint32_t group_biases = as_u32(__hmul2_rn(as_half2(group_scales), as_half2(0xe400e400u)));  // times -1024
-    const uint32_t minimums = as_u32(__hneg2(__hmul2_rn(as_half2(raw.supers.y), group_minimums)));
-    const uint32_t high_scales = sixteenth(group_scales);
-    const uint32_t high_biases = sixteenth(group_biases);
+    // Pairs of what rows r and r + 8 have of each.
+    const uint32_t scales = times(byte_pair(raw.groups, false), raw.supers.x);
+    const uint32_t minimums = times(byte_pair(raw.groups, true), raw.supers.y);
+    const uint32_t high_scales = sixteenth(scales);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const auto of_row = [&](uint32_t pair) {
-        return as_half2(half == 0 ? broadcast_low(pair) : broadcast_high(pair));
-      };
-      const __half2 super_scale = of_row(raw.supers.x);
-      const __half2 group_scale = of_row(group_scales);
-      const __half2 group_bias = of_row(group_biases);
-      const __half2 high_scale = of_row(high_scales);
-      const __half2 high_bias = of_row(high_biases);
-      const __half2 minimum = of_row(minimums);
+      const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
+      const uint32_t scale = of_row(scales);
+      const uint32_t high_scale = of_row(high_scales);
+      const uint32_t minimum = of_row(minimums);
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
 #pragma unroll
       for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
-        const uint32_t above = kFifth ? fifth_pair(raw.fifth, pair, half == 1, bias) : bias;
-        const __half2 code = as_half2(nibble_pair(w0, w1, pair, above));
-        const __half2 product =
-            lies_high(pair) ? __hfma2(code, high_scale, high_bias) : __hfma2(code, group_scale, group_bias);
-        a[pair % 2 * 2 + half] = as_u32(__hfma2(product, super_scale, minimum));
+        const uint32_t above = kFifth ? bits_above(raw.fifth, fifth_place(pair, half == 1), 0x00010001u, pair) : 0;
+        a[pair % 2 * 2 + half] =
+            scaled(nibble_pair(w0, w1, pair, above), lies_high(pair) ? high_scale : scale, minimum);
       }
     }
   }
@@ -503,10 +493,11 @@ struct Q6_KFormat {
     const int low = block[64 * half + 32 * (quarter % 2) + i % 32] >> (quarter < 2 ? 0 : 4) & 15;
     return low | (block[128 + 32 * half + i % 32] >> (2 * quarter) & 3) << 4;
   }
-  __device__ static float value(const uint8_t* row, int k) {
+  static constexpr int kMagnitudeInputs = 16;
+  __device__ static float magnitude(const uint8_t* row, int k) {
     const uint8_t* block = row + k / 256 * kBlockBytes;
-    const auto scale = static_cast<int8_t>(block[192 + k % 256 / 16]);
-    return read_f16(block + 208) * static_cast<float>(scale) * static_cast<float>(code(block, k % 256) - 32);
+    const int scale = static_cast<int8_t>(block[192 + k % 256 / 16]);
+    return stored_magnitude(read_f16(block + 208) * static_cast<float>(max(abs(scale), 1)), 0.0f);
   }
   __device__ static void pack(const PackLane& p) {
     uint2 words[2] = {{0, 0}, {0, 0}};
@@ -519,11 +510,11 @@ struct Q6_KFormat {
       for (int i = 0; i < kLaneInputs; ++i) codes.code[i] = static_cast<uint8_t>(code(block, p.k % 256 + i));
       words[half] = pack_nibbles(codes);
       for (int pair = 0; pair < 8; ++pair) {
-        top[half] |= (codes.code[2 * pair] >> 4 & 3u) << (2 * pair) | (codes.code[2 * pair + 1] >> 4 & 3u)
-                                                                          << (16 + 2 * pair);
+        const uint32_t two = (codes.code[2 * pair] >> 4 & 3u) | (codes.code[2 * pair + 1] >> 4 & 3u) << 16;
+        top[half] |= two << top_place(pair);
       }
       scales |= static_cast<uint32_t>(block[192 + p.k % 256 / 16]) << (8 * half);
-      super[half] = read_f16(block + 208) * p.factor[half];
+      super[half] = read_f16(block + 208) * p.factor[half] * kOneOverCodeUnit;
     }
     reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
     reinterpret_cast<uint2*>(p.step + 512)[p.lane] = {top[0], top[1]};
@@ -540,28 +531,26 @@ struct Q6_KFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
-    const uint32_t bias = opaque_bias();
     // Signed bytes, 128 up as unsigned ones.
     const __half2 offset = as_half2(0x58005800u);  // 128
     const __half2 group_scales = __hsub2_rn(as_half2(byte_pair(raw.scales ^ 0x8080u, false)), offset);
-    const uint32_t scales = as_u32(__hmul2_rn(group_scales, as_half2(raw.supers)));
+    const uint32_t scales = times(as_u32(group_scales), raw.supers);
     const uint32_t high_scales = sixteenth(scales);
+    const uint32_t minimums = centering(scales, 32);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
       const uint32_t scale = of_row(scales);
       const uint32_t high_scale = of_row(high_scales);
+      const uint32_t minimum = of_row(minimums);
       const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
       const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
       const uint32_t top = half == 0 ? raw.top.x : raw.top.y;
 #pragma unroll
       for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
-        const int shift = 2 * pair - (lies_high(pair) ? 8 : 4);
-        const uint32_t above =
-            masked_or(shift < 0 ? top << -shift : top >> shift, lies_high(pair) ? 0x03000300u : 0x00300030u, bias);
-        const uint32_t code = nibble_pair(w0, w1, pair, above);
+        const uint32_t above = bits_above(top, top_place(pair), 0x00030003u, pair);
         a[pair % 2 * 2 + half] =
-            lies_high(pair) ? scaled(code, 0x66006600u, high_scale) : scaled(code, 0x64206420u, scale);
+            scaled(nibble_pair(w0, w1, pair, above), lies_high(pair) ? high_scale : scale, minimum);
       }
     }
   }

@@ -22,8 +22,9 @@ __global__ void pack_kernel(const __grid_constant__ PackTask task) {
   for (int i = warp; i < kTileRows; i += static_cast<int>(blockDim.x) / 32) {
     const uint8_t* row = row_bytes(i);
     uint32_t largest = 0;
-    for (int k = lane; row != nullptr && k < task.num_cols; k += 32) {
-      largest = max(largest, __float_as_uint(fabsf(Format::value(row, k))));
+    for (int k = lane * Format::kMagnitudeInputs; row != nullptr && k < task.num_cols;
+         k += 32 * Format::kMagnitudeInputs) {
+      largest = max(largest, __float_as_uint(Format::magnitude(row, k)));
     }
     largest = __reduce_max_sync(~0u, largest);
     if (lane == 0) {
