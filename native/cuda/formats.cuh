@@ -17,12 +17,12 @@
 //   F16, BF16  2048                                    four 16-byte chunks: the fragments of the instructions
 //   F32        4096                                    FP16 head and FP16 rest, each as above
 //   Q8_0       1024 codes + 128, 64 scales             one chunk a row
-//   Q4_0       512 nibbles, 64 scales                  word 0, 1: row r; pair P is bits 4(P%4), 16 + 4(P%4)
-//   Q4_1       512 nibbles, 128 scale and minimum
-//   Q5_0/Q5_1  128 fifth bits before the scales        row r: bits F, 16 + F with F = P/2 + 4(P%2); row r + 8: 8 up
-//   Q4_K       512 nibbles, 64 group scales and minimums | 64 super scales
-//   Q5_K       512 nibbles, 128 fifth bits, 64 group scales and minimums | 64
-//   Q6_K       512 nibbles, 256 top bits, 64 group scales | 32           a word a row; fifth_place and top_place
+//   Q4_0       512 codes, 64 scales                    two words a row, then two of row r + 8 (Codes below)
+//   Q4_1       512 codes, 128 scales and minimums
+//   Q5_0/Q5_1  as these, 128 more of codes             a third word: a byte of each half for each row
+//   Q4_K       512 codes, 64 group scales and minimums | 64 super scales
+//   Q5_K       512 codes, 128 more of codes, 64 group scales and minimums | 64
+//   Q6_K       512 codes, 256 more of codes, 64 group scales | 32        a third word for each row
 #pragma once
 
 #include <cstdint>
@@ -61,8 +61,6 @@ __device__ __forceinline__ float read_f16(const uint8_t* p) {
   return __half2float(__ushort_as_half(*reinterpret_cast<const unsigned short*>(p)));
 }
 
-// Codes as subnormal numbers: where a pair's nibbles lie four bits up, it is 16 · code, and the scales that follow are
-// a sixteenth: that saves shifts.
 constexpr float kOneOverCodeUnit = 16777216.0f;  // 2^24
 
 // code · scale + minimum, in both halves, rounded once.
@@ -77,30 +75,113 @@ __device__ __forceinline__ uint32_t centering(uint32_t scale, uint32_t middle) {
   return times(scale, 0x80008000u | middle | middle << 16);
 }
 
-__device__ __forceinline__ constexpr bool lies_high(int pair) { return pair % 2 != 0; }
-// A pair's nibbles and what `above` has.
-__device__ __forceinline__ uint32_t nibble_pair(uint32_t word0, uint32_t word1, int pair, uint32_t above) {
-  const uint32_t word = pair < 4 ? word0 : word1;
-  return ((pair % 4 < 2 ? word : word >> 8) & (lies_high(pair) ? 0x00f000f0u : 0x000f000fu)) | above;
-}
-// Where in each half of a word the fifth bit of a pair is, `row8` of row r + 8, and where the two top bits of a six-bit
-// code: chosen so that a pair that lies low and its neighbour that lies high are brought to their nibbles by one shift.
-__device__ __forceinline__ constexpr int fifth_place(int pair, bool row8) {
-  return pair / 2 + pair % 2 * 4 + (row8 ? 8 : 0);
-}
-__device__ __forceinline__ constexpr int top_place(int pair) { return pair / 2 % 2 * 2 + pair % 2 * 4 + pair / 4 * 8; }
-// The bits of a pair at such a place, moved to above its nibbles. `mask` says how many: 0x00010001 or 0x00030003.
-__device__ __forceinline__ uint32_t bits_above(uint32_t bits, int place, uint32_t mask, int pair) {
-  const int target = lies_high(pair) ? 8 : 4;
-  return (place < target ? bits << (target - place) : bits >> (place - target)) & mask << target;
-}
-// Two bytes, the low ones of `bytes` or those above, as exact FP16 values; conversion instructions are slow.
-__device__ __forceinline__ uint32_t byte_pair(uint32_t bytes, bool above) {
+// Two bytes, the low ones of `bytes` or those above, as FP16 values, exactly, less what `bias` has beyond 0x6400, the
+// bits of 1024. Conversion instructions are slow.
+__device__ __forceinline__ uint32_t byte_pair(uint32_t bytes, bool above, uint32_t bias = 0x64006400u) {
   const uint32_t value = __byte_perm(bytes, 0x64646464u, above ? 0x4342 : 0x4140);
-  return as_u32(__hsub2_rn(as_half2(value), as_half2(0x64006400u)));
+  return as_u32(__hsub2_rn(as_half2(value), as_half2(bias)));
 }
-// A sixteenth of both halves, for the pairs that lie high.
-__device__ __forceinline__ uint32_t sixteenth(uint32_t pair) { return times(pair, 0x2c002c00u); }
+
+// A lane's 16 codes of a row: how pair P lies in its words, both inputs alike, one in each half of a word. A pair lies
+// low, where its bits are a number's last ones, or kRise bits higher, where they are the last that a subnormal number
+// has: its scale is less by as much then, which saves a shift.
+struct CodeWords {
+  uint32_t a, b, c;
+};
+__host__ __device__ __forceinline__ constexpr uint32_t in_both_halves(uint32_t bits) { return bits | bits << 16; }
+
+template <int kBits>
+struct Codes;
+
+// Four in each half of two words.
+template <>
+struct Codes<4> {
+  static constexpr int kRise = 4;
+  static constexpr uint32_t kLow = in_both_halves(0x000f), kHigh = in_both_halves(0x00f0);
+  __device__ __forceinline__ static constexpr bool lies_high(int pair) { return pair % 2 != 0; }
+  __device__ static void put(CodeWords* row, int pair, uint32_t codes) {
+    (pair < 4 ? row->a : row->b) |= codes << (4 * (pair % 4));
+  }
+  __device__ __forceinline__ static uint32_t get(const CodeWords& row, int pair) {
+    const uint32_t word = pair < 4 ? row.a : row.b;
+    return (pair % 4 < 2 ? word : word >> 8) & (lies_high(pair) ? kHigh : kLow);
+  }
+};
+
+// Three in each half of two words, two in the low byte of the third's and the last bits of these.
+template <>
+struct Codes<5> {
+  static constexpr int kRise = 5;
+  static constexpr uint32_t kLow = in_both_halves(0x001f), kHigh = in_both_halves(0x03e0);
+  __device__ __forceinline__ static constexpr bool lies_high(int pair) { return pair == 1 || pair == 3 || pair == 5; }
+  __device__ static void put(CodeWords* row, int pair, uint32_t codes) {
+    if (pair == 7) {
+      row->c |= codes;
+    } else if (pair == 3) {
+      row->c |= (codes & in_both_halves(7)) << 5;
+      row->a |= (codes & in_both_halves(8)) << 12;
+      row->b |= (codes & in_both_halves(16)) << 11;
+    } else {
+      (pair < 4 ? row->a : row->b) |= codes << (5 * (pair % 4));
+    }
+  }
+  __device__ __forceinline__ static uint32_t get(const CodeWords& row, int pair) {
+    const uint32_t word = pair < 4 ? row.a : row.b;
+    switch (pair) {
+      case 7: return row.c & kLow;
+      case 3:
+        return (row.c & in_both_halves(0x00e0)) | (row.a >> 7 & in_both_halves(0x0100)) |
+               (row.b >> 6 & in_both_halves(0x0200));
+      default: return (pair % 4 < 2 ? word : word >> 10) & (lies_high(pair) ? kHigh : kLow);
+    }
+  }
+};
+
+// Two in each half of three words; of the last two, four bits each in the first two words and two in the third.
+template <>
+struct Codes<6> {
+  static constexpr int kRise = 4;
+  static constexpr uint32_t kLow = in_both_halves(0x003f);
+  __device__ __forceinline__ static constexpr bool lies_high(int pair) { return pair >= 6; }
+  __device__ static void put(CodeWords* row, int pair, uint32_t codes) {
+    uint32_t& word = pair < 2 || pair == 6 ? row->a : pair < 4 || pair == 7 ? row->b : row->c;
+    if (pair < 6) {
+      word |= codes << (6 * (pair % 2));
+    } else {
+      word |= (codes & in_both_halves(0x3c)) << 10;
+      row->c |= (codes & in_both_halves(0x03)) << (pair == 6 ? 12 : 14);
+    }
+  }
+  __device__ __forceinline__ static uint32_t get(const CodeWords& row, int pair) {
+    const uint32_t word = pair < 2 || pair == 6 ? row.a : pair < 4 || pair == 7 ? row.b : row.c;
+    if (pair < 6) return (pair % 2 == 0 ? word : word >> 6) & kLow;
+    return (word >> 6 & in_both_halves(0x03c0)) | (row.c >> (pair == 6 ? 8 : 10) & in_both_halves(0x0030));
+  }
+};
+
+// What the values of a lane's rows r and r + 8, 32 or 16 inputs of each, are made of: pairs of both rows' numbers.
+struct Scaling {
+  uint32_t scales;    // times 2^24
+  uint32_t minimums;  // of a code of 0
+};
+
+// The A fragments of instruction j of a step's four.
+template <int kBits>
+__device__ __forceinline__ void unpack_codes(const CodeWords (&rows)[2], const Scaling& scaling, int j,
+                                             uint32_t (&a)[4]) {
+  using Layout = Codes<kBits>;
+  constexpr uint32_t kOneOverRise = in_both_halves((15 - Layout::kRise) << 10);  // 2^-kRise
+  const uint32_t high_scales = times(scaling.scales, kOneOverRise);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
+#pragma unroll
+    for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
+      const uint32_t scale = of_row(Layout::lies_high(pair) ? high_scales : scaling.scales);
+      a[pair % 2 * 2 + half] = scaled(Layout::get(rows[half], pair), scale, of_row(scaling.minimums));
+    }
+  }
+}
 
 // --- Reading the file's blocks, when packing. `row` is the row's first byte, `k` an input, a multiple of 16. ---
 
@@ -120,21 +201,13 @@ __device__ inline void add_fifth_bits(const uint8_t* bits, int k, LaneCodes* cod
   const uint32_t word = bits[first] | bits[first + 1] << 8;
   for (int i = 0; i < kLaneInputs; ++i) codes->code[i] = static_cast<uint8_t>(codes->code[i] | (word >> i & 1) << 4);
 }
-__device__ inline uint2 pack_nibbles(const LaneCodes& codes) {
-  uint32_t words[2] = {0, 0};
+template <int kBits>
+__device__ inline CodeWords pack_codes(const LaneCodes& codes) {
+  CodeWords row{};
   for (int pair = 0; pair < 8; ++pair) {
-    const uint32_t two = (codes.code[2 * pair] & 15u) | (codes.code[2 * pair + 1] & 15u) << 16;
-    words[pair / 4] |= two << (4 * (pair & 3));
+    Codes<kBits>::put(&row, pair, codes.code[2 * pair] | static_cast<uint32_t>(codes.code[2 * pair + 1]) << 16);
   }
-  return {words[0], words[1]};
-}
-__device__ inline uint32_t pack_fifth_bits(const LaneCodes& codes) {
-  uint32_t word = 0;
-  for (int pair = 0; pair < 8; ++pair) {
-    const uint32_t two = (codes.code[2 * pair] >> 4 & 1u) | (codes.code[2 * pair + 1] >> 4 & 1u) << 16;
-    word |= two << fifth_place(pair, false);
-  }
-  return word;
+  return row;
 }
 
 // What packing a lane needs: the bytes of rows r and r + 8 (null past the end), its first input, each row's factor.
@@ -159,7 +232,7 @@ __device__ inline float stored_magnitude(float scale, float minimum) {
 
 // --- Formats. A row's largest `magnitude`, each of kMagnitudeInputs inputs from k on, is stored in [128, 256);
 // `unpack` gives the A fragments of instruction j of a step's four, which with kFragments are loaded registers
-// themselves. kMoreThanNibbles: codes are put together from several words. ---
+// themselves. kSixBits: codes have so many. ---
 
 template <bool kBrain>
 struct Float16Format {
@@ -167,7 +240,7 @@ struct Float16Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = true;
-  static constexpr bool kMoreThanNibbles = false;
+  static constexpr bool kSixBits = false;
   struct Raw {
     uint4 chunk[4];
   };
@@ -211,7 +284,7 @@ struct Float32Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 2;
   static constexpr bool kFragments = true;
-  static constexpr bool kMoreThanNibbles = false;
+  static constexpr bool kSixBits = false;
   struct Raw {
     Half::Raw part[2];
   };
@@ -250,7 +323,7 @@ struct Q8_0Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
-  static constexpr bool kMoreThanNibbles = false;
+  static constexpr bool kSixBits = false;
   struct Raw {
     uint4 codes[2];
     uint32_t scales;
@@ -304,13 +377,14 @@ struct NibbleFormat {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
-  static constexpr bool kMoreThanNibbles = kFifth;
+  static constexpr bool kSixBits = false;
   static constexpr int kHead = kMinimum ? 4 : 2;
   static constexpr int kBlockBytes = kHead + (kFifth ? 4 : 0) + 16;
+  static constexpr int kBits = kFifth ? 5 : 4;
   static constexpr uint32_t kMiddle = kFifth ? 16 : 8;
   struct Raw {
-    uint4 nibbles;
-    uint32_t fifth;
+    uint4 codes;
+    uint32_t more;
     uint2 scales;
   };
   __device__ static LaneCodes codes(const uint8_t* block, int k) {
@@ -324,21 +398,18 @@ struct NibbleFormat {
     return stored_magnitude(read_f16(block), kMinimum ? read_f16(block + 2) : 0.0f);
   }
   __device__ static void pack(const PackLane& p) {
-    uint2 words[2] = {{0, 0}, {0, 0}};
-    uint32_t fifth = 0;
+    CodeWords row[2] = {};
     float scale[2] = {0, 0};
     float minimum[2] = {0, 0};
     for (int half = 0; half < 2; ++half) {
       if (p.row[half] == nullptr) continue;
       const uint8_t* block = p.row[half] + p.k / 32 * kBlockBytes;
-      const LaneCodes lane_codes = codes(block, p.k);
-      words[half] = pack_nibbles(lane_codes);
-      fifth |= pack_fifth_bits(lane_codes) << (8 * half);
+      row[half] = pack_codes<kBits>(codes(block, p.k));
       scale[half] = read_f16(block) * p.factor[half] * kOneOverCodeUnit;
       if (kMinimum) minimum[half] = read_f16(block + 2) * p.factor[half];
     }
-    reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
-    if (kFifth) reinterpret_cast<uint32_t*>(p.step + 512)[p.lane] = fifth;
+    reinterpret_cast<uint4*>(p.step)[p.lane] = {row[0].a, row[0].b, row[1].a, row[1].b};
+    if (kFifth) reinterpret_cast<uint32_t*>(p.step + 512)[p.lane] = row[0].c | row[1].c << 8;
     uint8_t* scales = p.step + 512 + kFifthBytes;
     store_scale(scales, p.lane, kMinimum ? 2 : 1, 0, scale[0], scale[1]);
     if (kMinimum) store_scale(scales, p.lane, 2, 1, minimum[0], minimum[1]);
@@ -346,8 +417,8 @@ struct NibbleFormat {
   template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t*, int lane) {
     Raw raw{};
-    raw.nibbles = load_stream<kSpace>(step + lane * 16);
-    if (kFifth) raw.fifth = load_const<uint32_t, kSpace>(step + 512 + lane * 4);
+    raw.codes = load_stream<kSpace>(step + lane * 16);
+    if (kFifth) raw.more = load_const<uint32_t, kSpace>(step + 512 + lane * 4);
     const uint8_t* scales = step + 512 + kFifthBytes;
     if (kMinimum) {
       raw.scales = load_const<uint2, kSpace>(scales + (lane >> 1) * 8);
@@ -357,23 +428,9 @@ struct NibbleFormat {
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
-    const uint32_t high_scales = sixteenth(raw.scales.x);
+    const CodeWords rows[2] = {{raw.codes.x, raw.codes.y, raw.more}, {raw.codes.z, raw.codes.w, raw.more >> 8}};
     const uint32_t minimums = kMinimum ? raw.scales.y : centering(raw.scales.x, kMiddle);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
-      const uint32_t scale = of_row(raw.scales.x);
-      const uint32_t high_scale = of_row(high_scales);
-      const uint32_t minimum = of_row(minimums);
-      const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
-      const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
-#pragma unroll
-      for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
-        const uint32_t above = kFifth ? bits_above(raw.fifth, fifth_place(pair, half == 1), 0x00010001u, pair) : 0;
-        a[pair % 2 * 2 + half] =
-            scaled(nibble_pair(w0, w1, pair, above), lies_high(pair) ? high_scale : scale, minimum);
-      }
-    }
+    unpack_codes<kBits>(rows, {raw.scales.x, minimums}, j, a);
   }
 };
 
@@ -396,11 +453,12 @@ struct GroupedFormat {
   static constexpr int kSuperBytes = 64;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
-  static constexpr bool kMoreThanNibbles = kFifth;
+  static constexpr bool kSixBits = false;
+  static constexpr int kBits = kFifth ? 5 : 4;
   static constexpr int kBlockBytes = kFifth ? 176 : 144;
   struct Raw {
-    uint4 nibbles;
-    uint32_t fifth;
+    uint4 codes;
+    uint32_t more;
     uint32_t groups;  // scale of r, of r + 8, minimum of r, of r + 8
     uint2 supers;     // scales of r and r + 8, scales of the minimums times -1
   };
@@ -420,24 +478,23 @@ struct GroupedFormat {
                             read_f16(block + 2) * static_cast<float>(max(minimum, 1)));
   }
   __device__ static void pack(const PackLane& p) {
-    uint2 words[2] = {{0, 0}, {0, 0}};
-    uint32_t fifth = 0, groups = 0;
+    CodeWords row[2] = {};
+    uint32_t groups = 0;
     float super_scale[2] = {0, 0}, super_minimum[2] = {0, 0};
     for (int half = 0; half < 2; ++half) {
       if (p.row[half] == nullptr) continue;
       const uint8_t* block = p.row[half] + p.k / 256 * kBlockBytes;
       LaneCodes codes;
       for (int i = 0; i < kLaneInputs; ++i) codes.code[i] = static_cast<uint8_t>(code(block, p.k % 256 + i));
-      words[half] = pack_nibbles(codes);
-      fifth |= pack_fifth_bits(codes) << (8 * half);
+      row[half] = pack_codes<kBits>(codes);
       int scale, minimum;
       group_scale(block + 4, p.k % 256 / 32, &scale, &minimum);
       groups |= static_cast<uint32_t>(scale) << (8 * half) | static_cast<uint32_t>(minimum) << (16 + 8 * half);
       super_scale[half] = read_f16(block) * p.factor[half] * kOneOverCodeUnit;
       super_minimum[half] = -read_f16(block + 2) * p.factor[half];
     }
-    reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
-    if (kFifth) reinterpret_cast<uint32_t*>(p.step + 512)[p.lane] = fifth;
+    reinterpret_cast<uint4*>(p.step)[p.lane] = {row[0].a, row[0].b, row[1].a, row[1].b};
+    if (kFifth) reinterpret_cast<uint32_t*>(p.step + 512)[p.lane] = row[0].c | row[1].c << 8;
     reinterpret_cast<uint32_t*>(p.step + 512 + kFifthBytes)[p.lane >> 1] = groups;
     reinterpret_cast<uint2*>(p.super)[p.lane >> 2] = {pack_half2(super_scale[0], super_scale[1]),
                                                       pack_half2(super_minimum[0], super_minimum[1])};
@@ -445,32 +502,17 @@ struct GroupedFormat {
   template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
     Raw raw{};
-    raw.nibbles = load_stream<kSpace>(step + lane * 16);
-    if (kFifth) raw.fifth = load_const<uint32_t, kSpace>(step + 512 + lane * 4);
+    raw.codes = load_stream<kSpace>(step + lane * 16);
+    if (kFifth) raw.more = load_const<uint32_t, kSpace>(step + 512 + lane * 4);
     raw.groups = load_const<uint32_t, kSpace>(step + 512 + kFifthBytes + (lane >> 1) * 4);
     raw.supers = load_const<uint2, kSpace>(super + (lane >> 2) * 8);
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
-    // Pairs of what rows r and r + 8 have of each.
-    const uint32_t scales = times(byte_pair(raw.groups, false), raw.supers.x);
-    const uint32_t minimums = times(byte_pair(raw.groups, true), raw.supers.y);
-    const uint32_t high_scales = sixteenth(scales);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
-      const uint32_t scale = of_row(scales);
-      const uint32_t high_scale = of_row(high_scales);
-      const uint32_t minimum = of_row(minimums);
-      const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
-      const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
-#pragma unroll
-      for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
-        const uint32_t above = kFifth ? bits_above(raw.fifth, fifth_place(pair, half == 1), 0x00010001u, pair) : 0;
-        a[pair % 2 * 2 + half] =
-            scaled(nibble_pair(w0, w1, pair, above), lies_high(pair) ? high_scale : scale, minimum);
-      }
-    }
+    const CodeWords rows[2] = {{raw.codes.x, raw.codes.y, raw.more}, {raw.codes.z, raw.codes.w, raw.more >> 8}};
+    const Scaling scaling = {times(byte_pair(raw.groups, false), raw.supers.x),
+                             times(byte_pair(raw.groups, true), raw.supers.y)};
+    unpack_codes<kBits>(rows, scaling, j, a);
   }
 };
 
@@ -479,12 +521,12 @@ struct Q6_KFormat {
   static constexpr int kSuperBytes = 32;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
-  static constexpr bool kMoreThanNibbles = true;
+  static constexpr bool kSixBits = true;
   static constexpr int kBlockBytes = 210;
   struct Raw {
-    uint4 nibbles;
-    uint2 top;
-    uint32_t scales;  // of r and r + 8, signed bytes
+    uint4 codes;
+    uint2 more;
+    uint32_t scales;  // of r and r + 8, bytes of 128 more
     uint32_t supers;
   };
   __device__ static int code(const uint8_t* block, int i) {
@@ -500,59 +542,36 @@ struct Q6_KFormat {
     return stored_magnitude(read_f16(block + 208) * static_cast<float>(max(abs(scale), 1)), 0.0f);
   }
   __device__ static void pack(const PackLane& p) {
-    uint2 words[2] = {{0, 0}, {0, 0}};
-    uint32_t top[2] = {0, 0}, scales = 0;
+    CodeWords row[2] = {};
+    uint32_t scales = 0x8080;
     float super[2] = {0, 0};
     for (int half = 0; half < 2; ++half) {
       if (p.row[half] == nullptr) continue;
       const uint8_t* block = p.row[half] + p.k / 256 * kBlockBytes;
       LaneCodes codes;
       for (int i = 0; i < kLaneInputs; ++i) codes.code[i] = static_cast<uint8_t>(code(block, p.k % 256 + i));
-      words[half] = pack_nibbles(codes);
-      for (int pair = 0; pair < 8; ++pair) {
-        const uint32_t two = (codes.code[2 * pair] >> 4 & 3u) | (codes.code[2 * pair + 1] >> 4 & 3u) << 16;
-        top[half] |= two << top_place(pair);
-      }
-      scales |= static_cast<uint32_t>(block[192 + p.k % 256 / 16]) << (8 * half);
+      row[half] = pack_codes<6>(codes);
+      scales ^= static_cast<uint32_t>(block[192 + p.k % 256 / 16]) << (8 * half);
       super[half] = read_f16(block + 208) * p.factor[half] * kOneOverCodeUnit;
     }
-    reinterpret_cast<uint4*>(p.step)[p.lane] = {words[0].x, words[0].y, words[1].x, words[1].y};
-    reinterpret_cast<uint2*>(p.step + 512)[p.lane] = {top[0], top[1]};
+    reinterpret_cast<uint4*>(p.step)[p.lane] = {row[0].a, row[0].b, row[1].a, row[1].b};
+    reinterpret_cast<uint2*>(p.step + 512)[p.lane] = {row[0].c, row[1].c};
     reinterpret_cast<uint16_t*>(p.step + 768)[p.lane] = static_cast<uint16_t>(scales);
     reinterpret_cast<uint32_t*>(p.super)[p.lane >> 2] = pack_half2(super[0], super[1]);
   }
   template <Space kSpace>
   __device__ __forceinline__ static Raw load(const uint8_t* step, const uint8_t* super, int lane) {
     Raw raw;
-    raw.nibbles = load_stream<kSpace>(step + lane * 16);
-    raw.top = load_const<uint2, kSpace>(step + 512 + lane * 8);
+    raw.codes = load_stream<kSpace>(step + lane * 16);
+    raw.more = load_const<uint2, kSpace>(step + 512 + lane * 8);
     raw.scales = load_const<uint16_t, kSpace>(step + 768 + lane * 2);
     raw.supers = load_const<uint32_t, kSpace>(super + (lane >> 2) * 4);
     return raw;
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
-    // Signed bytes, 128 up as unsigned ones.
-    const __half2 offset = as_half2(0x58005800u);  // 128
-    const __half2 group_scales = __hsub2_rn(as_half2(byte_pair(raw.scales ^ 0x8080u, false)), offset);
-    const uint32_t scales = times(as_u32(group_scales), raw.supers);
-    const uint32_t high_scales = sixteenth(scales);
-    const uint32_t minimums = centering(scales, 32);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
-      const uint32_t scale = of_row(scales);
-      const uint32_t high_scale = of_row(high_scales);
-      const uint32_t minimum = of_row(minimums);
-      const uint32_t w0 = half == 0 ? raw.nibbles.x : raw.nibbles.z;
-      const uint32_t w1 = half == 0 ? raw.nibbles.y : raw.nibbles.w;
-      const uint32_t top = half == 0 ? raw.top.x : raw.top.y;
-#pragma unroll
-      for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
-        const uint32_t above = bits_above(top, top_place(pair), 0x00030003u, pair);
-        a[pair % 2 * 2 + half] =
-            scaled(nibble_pair(w0, w1, pair, above), lies_high(pair) ? high_scale : scale, minimum);
-      }
-    }
+    const CodeWords rows[2] = {{raw.codes.x, raw.codes.y, raw.more.x}, {raw.codes.z, raw.codes.w, raw.more.y}};
+    const uint32_t scales = times(byte_pair(raw.scales, false, 0x64806480u), raw.supers);
+    unpack_codes<6>(rows, {scales, centering(scales, 32)}, j, a);
   }
 };
 

@@ -39,9 +39,7 @@ bool takes_tiles(const PackedPart& part, int32_t num_tokens) {
   if (num_tokens <= 16 || !has_hopper()) return num_tokens > 64;
   constexpr int32_t kManyTiles = 256;
   if (num_tokens > 32) return num_tokens > 64 || part.num_tiles >= kManyTiles;
-  const DType dtype = part.dtype;
-  const bool unpacks = dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16;
-  return part.num_tiles >= kManyTiles && part.num_tiles * part.num_steps >= (unpacks ? 48 : 96) * 1024;
+  return part.num_tiles >= kManyTiles && part.num_tiles * part.num_steps >= (holds_codes(part.dtype) ? 48 : 96) * 1024;
 }
 
 void matmul(const MatmulTask& task) {

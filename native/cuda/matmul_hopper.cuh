@@ -10,9 +10,9 @@
 namespace tw::cuda {
 
 // What a kernel's parts take on an H200, in nanoseconds: a step of 64 inputs, a tile's end, a launch, and what blocks
-// that share a tile need to meet.
+// that share a tile need to meet, apart from a MiB of sums that they do it with.
 struct KernelTimes {
-  int64_t step, end, launch, meeting;
+  int64_t step, end, launch, meeting, mib_of_sums;
 };
 
 // A product's time whose blocks have `rows` × `tokens` outputs.
@@ -29,15 +29,17 @@ int64_t time_of_pieces(const MatmulTask& task, int processors, const KernelTimes
   const auto deal = PieceDeal<Shape>::of(task, token_tiles, row_tiles, processors);
   if (!deal.fits) return INT64_MAX;
   const int64_t units = (row_tiles * task.part.num_splits + deal.group_blocks - 1) / deal.group_blocks;
-  return units * task.part.num_steps * times.step / task.part.num_splits + times.end + times.launch + times.meeting;
+  const int64_t sums = int64_t{token_tiles} * Shape::kTokens * row_tiles * Shape::kTiles * 16 * task.part.num_splits;
+  return units * task.part.num_steps * times.step / task.part.num_splits + times.end + times.launch + times.meeting +
+         sums * static_cast<int64_t>(sizeof(float)) * times.mib_of_sums / (1 << 20);
 }
 
 inline Kernel choose_kernel(const MatmulTask& task) {
   const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
-  constexpr KernelTimes kOfFlat{255, 5000, 0, 0};
-  constexpr KernelTimes kOf32{298, 1500, 2000, 10000};
-  constexpr KernelTimes kOf64{314, 2500, 3000, 16000};
-  constexpr KernelTimes kOf128{330, 4000, 3000, 0};
+  constexpr KernelTimes kOfFlat{255, 5000, 0, 0, 0};
+  constexpr KernelTimes kOf32{298, 1500, 2000, 10000, 0};
+  constexpr KernelTimes kOf64{314, 2500, 3000, 5000, 260};
+  constexpr KernelTimes kOf128{330, 4000, 3000, 0, 0};
   // Where many blocks meet, two sharing the inputs are faster.
   const Kernel whole128 = task.num_tokens >= 1024 ? Kernel::kTall128Pairs : Kernel::kTall128;
   const std::pair<int64_t, Kernel> times[] = {

@@ -18,15 +18,26 @@ constexpr int kMostCopiers = 8;                   // more do not make one memory
 constexpr int32_t kTileRowCount = 16;
 constexpr int32_t kStepWidth = 64;
 
-// Splits of the inputs, so that a single token keeps the whole device busy: about 16 warps for each of 132 processors.
-// A property of shape and format, since it decides the order of summation.
+// Splits of the inputs, each a warp's where there is a single token: many keep the whole device busy, but their blocks
+// should run at once, on 132 processors of about 16 warps; and where there are many tokens, each split is a sum to be
+// added. A property of shape and format, since it decides the order of summation.
 int32_t choose_splits(DType dtype, int32_t num_tiles, int32_t tiles_per_block, int32_t num_steps) {
-  constexpr int32_t kWantedWarps = 2112;
-  const int32_t most_splits = dtype == DType::kF32 ? 4 : kMostPieces;  // F32 takes 8 KiB of shared memory a warp
+  constexpr int32_t kProcessors = 132;
+  constexpr int32_t kWarps = 16;
   constexpr int32_t kFewestSplits = 4;
+  const int32_t most_splits = dtype == DType::kF32 ? 4 : kMostPieces;  // F32 takes 8 KiB of shared memory a warp
+  const auto up = [](int32_t a, int32_t b) { return (a + b - 1) / b; };
   const int32_t blocks = std::max(1, num_tiles / tiles_per_block);
-  const int32_t wanted = std::clamp((kWantedWarps + blocks - 1) / blocks, kFewestSplits, most_splits);
-  return std::min(wanted, num_steps);
+  const int32_t blocks_each = up(blocks, kProcessors);
+  if (blocks_each >= kWarps / kFewestSplits) return std::min(kFewestSplits, num_steps);
+  const bool is_short = num_steps <= 16;
+  if (!holds_codes(dtype)) {
+    const int32_t wanted = std::clamp(up(kProcessors * kWarps, blocks), kFewestSplits, most_splits);
+    return std::min(wanted, is_short ? num_steps : up(num_steps, 3));  // three steps are requested at once
+  }
+  // Few bytes are soon there: of short inputs two steps a split, and of others no more splits than make them shorter.
+  if (is_short) return up(num_steps, 2);
+  return up(num_steps, up(num_steps, std::clamp(up(kWarps, blocks_each), kFewestSplits, most_splits)));
 }
 
 int64_t row_bytes_of(DType dtype, int64_t num_cols) {

@@ -12,6 +12,9 @@
 
 namespace tw::cuda {
 
+// Whether a format's values are codes to unpack.
+inline bool holds_codes(DType dtype) { return dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16; }
+
 // Most pieces that a matrix's inputs are summed in.
 constexpr int32_t kMostPieces = 16;
 

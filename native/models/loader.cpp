@@ -1,16 +1,28 @@
 #include "models/loader.h"
 
 #include <algorithm>
+#include <atomic>
 #include <map>
+#include <thread>
 
 #include "core/error.h"
 #include "quant/formats.h"
 
 namespace tw {
+namespace {
+
+constexpr int kMostReaders = 8;                     // more do not make one memory faster
+constexpr int64_t kReadBytes = int64_t{256} << 10;  // that a thread takes at a time
+
+}  // namespace
 
 Loader::Loader(const gguf::File& file, Backend* backend, std::string architecture,
                const std::function<void(int)>& on_progress)
-    : file_(file), backend_(backend), architecture_(std::move(architecture)), on_progress_(on_progress) {
+    : file_(file),
+      backend_(backend),
+      architecture_(std::move(architecture)),
+      on_progress_(on_progress),
+      readers_(std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostReaders)) {
   for (const gguf::TensorInfo& tensor : file.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   on_progress_(0);
 }
@@ -39,11 +51,19 @@ bool Loader::has_tensor(const std::string& name) const { return file_.find_tenso
 
 int64_t Loader::num_rows(const std::string& name) const { return file_.tensor(name).dims[1]; }
 
-// Scales that are not finite would poison every token's logits, so they are refused here, once.
+// Scales that are not finite would poison every token's logits, so they are refused here, once. Often this is the first
+// to read the tensor, which several threads do sooner than one.
 const gguf::TensorInfo& Loader::use(const gguf::TensorInfo& tensor) {
   const DTypeInfo& info = dtype_info(tensor.dtype);
   const auto num_blocks = static_cast<int64_t>(tensor.num_bytes / info.block_bytes);
-  if (!quant::all_scales_finite(tensor.dtype, tensor.data, num_blocks)) {
+  const int64_t item_blocks = kReadBytes / static_cast<int64_t>(info.block_bytes);
+  std::atomic<bool> finite{true};
+  readers_.for_each((num_blocks + item_blocks - 1) / item_blocks, [&](int64_t item, int) {
+    const int64_t first = item * item_blocks;
+    const uint8_t* const blocks = tensor.data + first * static_cast<int64_t>(info.block_bytes);
+    if (!quant::all_scales_finite(tensor.dtype, blocks, std::min(item_blocks, num_blocks - first))) finite = false;
+  });
+  if (!finite) {
     throw Error(ErrorCode::kModelLoadFailed,
                 "tensor `" + std::string(tensor.name) + "` holds a scale that is not finite");
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "core/thread_pool.h"
 #include "gguf/file.h"
 
 namespace tw {
@@ -51,6 +52,7 @@ class Loader {
   Backend* backend_;
   const std::string architecture_;
   const std::function<void(int)>& on_progress_;
+  ThreadPool readers_;
   std::set<std::string> used_;
   std::vector<const gguf::TensorInfo*> unpacked_;
   int64_t total_bytes_ = 0;
