@@ -153,8 +153,7 @@ __global__ void __launch_bounds__(kSplits* kSplitThreads) decode_kernel(const __
   }
   if (num_splits == 1) return;
   if constexpr (kSplits > 1) {
-    // Warps without dimensions meet their split's others first: compute-sanitizer's racecheck loses count without it.
-    if constexpr (kDim / 16 < kWarps) sync_split();
+    if constexpr (kForRacecheck) sync_split();  // it loses count of warps that skipped the loop above
     __syncthreads();
   }
   if (num_splits > kSplits && !ends_last(task, block, (num_splits + kSplits - 1) / kSplits)) return;

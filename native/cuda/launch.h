@@ -8,6 +8,14 @@
 
 namespace tw::cuda {
 
+// compute-sanitizer's racecheck does not follow all that orders two accesses. A build for it (TOKENWIRE_RACECHECK)
+// orders them in a way that it does follow, which takes longer.
+#ifdef TW_RACECHECK
+constexpr bool kForRacecheck = true;
+#else
+constexpr bool kForRacecheck = false;
+#endif
+
 // Every kernel launched by launch() calls this before it reads or writes anything but weights; since all do, whatever
 // the chain of kernels wrote before is complete and visible afterwards.
 __device__ __forceinline__ void await_predecessor() {

@@ -50,7 +50,7 @@ template <class Format, int kTiles>
 class RegisterPipe {
  public:
   static constexpr size_t kBytes = sizeof(typename Format::Raw) * kTiles;
-  static constexpr int kDepth = kBytes <= 64 ? 3 : 2;
+  static constexpr int kDepth = kBytes <= 72 ? 3 : 2;
   static constexpr int kUnroll = kDepth;
   static constexpr int kSharedBytes = 0;
 

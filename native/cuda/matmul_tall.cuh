@@ -25,14 +25,10 @@
 
 namespace tw::cuda {
 
-// Who tells that a warp has read a stage: one lane, since all of them have when their instructions are issued, and 32
-// arrivals take their time (BF16 5 %). But compute-sanitizer's racecheck takes an arrival for that lane's own reads
-// alone, whatever synchronises the warp before, so in a build for it (TOKENWIRE_RACECHECK) all lanes tell.
-#ifdef TW_RACECHECK
-constexpr int kTellingLanes = 32;
-#else
-constexpr int kTellingLanes = 1;
-#endif
+// The lanes that tell that a warp has read a stage: one, since all of them have when their instructions are issued, and
+// 32 arrivals take their time (BF16 5 %). But racecheck takes an arrival for that lane's own reads alone, whatever
+// synchronises the warp before.
+constexpr int kTellingLanes = kForRacecheck ? 32 : 1;
 
 // How a block with weights of a format is made up.
 template <class Format, class Shape>

@@ -19,25 +19,25 @@ constexpr int32_t kTileRowCount = 16;
 constexpr int32_t kStepWidth = 64;
 
 // Splits of the inputs, each a warp's where there is a single token: many keep the whole device busy, but their blocks
-// should run at once, on 132 processors of about 16 warps; and where there are many tokens, each split is a sum to be
+// should run at once, on 132 processors of 16 to 20 warps; and where there are many tokens, each split is a sum to be
 // added. A property of shape and format, since it decides the order of summation.
 int32_t choose_splits(DType dtype, int32_t num_tiles, int32_t tiles_per_block, int32_t num_steps) {
   constexpr int32_t kProcessors = 132;
-  constexpr int32_t kWarps = 16;
   constexpr int32_t kFewestSplits = 4;
   const int32_t most_splits = dtype == DType::kF32 ? 4 : kMostPieces;  // F32 takes 8 KiB of shared memory a warp
   const auto up = [](int32_t a, int32_t b) { return (a + b - 1) / b; };
+  const auto within = [&](int32_t splits) { return std::clamp(splits, kFewestSplits, most_splits); };
   const int32_t blocks = std::max(1, num_tiles / tiles_per_block);
   const int32_t blocks_each = up(blocks, kProcessors);
-  if (blocks_each >= kWarps / kFewestSplits) return std::min(kFewestSplits, num_steps);
-  const bool is_short = num_steps <= 16;
-  if (!holds_codes(dtype)) {
-    const int32_t wanted = std::clamp(up(kProcessors * kWarps, blocks), kFewestSplits, most_splits);
-    return std::min(wanted, is_short ? num_steps : up(num_steps, 3));  // three steps are requested at once
+  if (holds_codes(dtype)) {
+    // As few splits as make none longer, of two steps at least: bytes are few, so summing weighs more.
+    const int32_t steps = up(num_steps, within(up(16, blocks_each)));
+    return up(num_steps, std::max(steps, std::min(num_steps, 2)));
   }
-  // Few bytes are soon there: of short inputs two steps a split, and of others no more splits than make them shorter.
-  if (is_short) return up(num_steps, 2);
-  return up(num_steps, up(num_steps, std::clamp(up(kWarps, blocks_each), kFewestSplits, most_splits)));
+  constexpr int32_t kShort = 16;
+  if (num_steps <= kShort) return std::min(within(up(16 * kProcessors, blocks)), num_steps);
+  // Three steps of a warp are requested at once.
+  return std::min(blocks_each < 4 ? within(up(18, blocks_each)) : kFewestSplits, up(num_steps, 3));
 }
 
 int64_t row_bytes_of(DType dtype, int64_t num_cols) {
