@@ -11,7 +11,7 @@
 // largest value. Codes become values by one instruction: as a half, the bits of a code are the subnormal number
 // code · 2^-24, and scale · 2^24 times it plus the minimum is rounded once. So that FP16 holds these, 2^e[i] puts the
 // row's largest scale into [2^-10, 2^-9), or its largest minimum into [128, 256) where that is less. What is lost below
-// FP16's smallest numbers is at most 2^-15 of that scale.
+// FP16's smallest numbers is at most 2^-15 of that scale; of the minimums of Q4_K and Q5_K, which are products, 2^-9.
 //
 // kSteps layouts (bytes of a step, then of a super):
 //   F16, BF16  2048                                    four 16-byte chunks: the fragments of the instructions
