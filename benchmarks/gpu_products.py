@@ -92,9 +92,9 @@ class Product:
         return 2e-12 * self.shape.outputs * self.shape.inputs * self.tokens * (2 if self.shape.gated else 1)
 
 
-def products(pattern: str | None, formats: list[str], tokens: list[int]) -> Iterator[Product]:
+def products(names: list[str], formats: list[str], tokens: list[int]) -> Iterator[Product]:
+    """Those of formats whose blocks a row of the matrix fills."""
     random = np.random.default_rng(1)
-    names = DEFAULT_SHAPES if pattern is None else fnmatch.filter(SHAPES, pattern)
     for name in names:
         shape = SHAPES[name]
         fitting = [kind for kind in formats if shape.inputs % FORMATS[kind].block_values == 0]
@@ -162,8 +162,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
-    tokens = [int(count) for count in arguments.tokens.split(",")]
-    chosen = products(arguments.matrices, arguments.formats.split(","), tokens)
+    names = list(DEFAULT_SHAPES) if arguments.matrices is None else fnmatch.filter(SHAPES, arguments.matrices)
+    formats = arguments.formats.split(",")
+    if not names:
+        parser.error(f"no matrix is called {arguments.matrices}")
+    if unknown := [kind for kind in formats if kind not in FORMATS]:
+        parser.error(f"no such format: {', '.join(unknown)}")
+    chosen = products(names, formats, [int(count) for count in arguments.tokens.split(",")])
     if arguments.by_splits:
         rows = [by_splits(product, arguments.runs) for product in chosen]
     else:
