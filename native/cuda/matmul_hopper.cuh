@@ -10,7 +10,7 @@
 namespace tw::cuda {
 
 // What a kernel's parts take on an H200, in nanoseconds: a step of 64 inputs, a tile's end, a launch, and what blocks
-// that share a tile need to meet, apart from a MiB of sums that they do it with.
+// that share a tile need to meet, at all and for a MiB of sums that they leave each other.
 struct KernelTimes {
   int64_t step, end, launch, meeting, mib_of_sums;
 };
