@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 
 #include "core/thread_priority.h"
@@ -34,6 +35,11 @@ void futex_wake_all(std::atomic<uint32_t>* word) {
 }
 
 }  // namespace
+
+int num_memory_threads() {
+  constexpr int kMost = 8;
+  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMost);
+}
 
 ThreadPool::ThreadPool(int num_threads, int nice)
     : num_threads_(num_threads < 1 ? 1 : num_threads), ranges_(static_cast<size_t>(num_threads_)) {

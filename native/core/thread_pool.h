@@ -8,6 +8,11 @@
 
 namespace tw {
 
+// Of loops that read or copy much memory: threads, since more do not make one memory faster, and what one takes at a
+// time.
+int num_memory_threads();
+constexpr int64_t kMemoryItemBytes = int64_t{256} << 10;
+
 // The caller is thread 0. Each thread takes the items of a range of its own in order, so that what lies side by side in
 // memory is read by one thread, and then helps with the others' ranges. The caller never waits for a thread that has
 // not begun: helpers join a round while it is open, so one that the system holds up costs nothing unless it holds an

@@ -232,7 +232,7 @@ __device__ inline float stored_magnitude(float scale, float minimum) {
 
 // --- Formats. A row's largest `magnitude`, each of kMagnitudeInputs inputs from k on, is stored in [128, 256);
 // `unpack` gives the A fragments of instruction j of a step's four, which with kFragments are loaded registers
-// themselves. kSixBits: codes have so many. ---
+// themselves. ---
 
 template <bool kBrain>
 struct Float16Format {
@@ -240,7 +240,6 @@ struct Float16Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = true;
-  static constexpr bool kSixBits = false;
   struct Raw {
     uint4 chunk[4];
   };
@@ -284,7 +283,6 @@ struct Float32Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 2;
   static constexpr bool kFragments = true;
-  static constexpr bool kSixBits = false;
   struct Raw {
     Half::Raw part[2];
   };
@@ -323,7 +321,6 @@ struct Q8_0Format {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
-  static constexpr bool kSixBits = false;
   struct Raw {
     uint4 codes[2];
     uint32_t scales;
@@ -377,7 +374,6 @@ struct NibbleFormat {
   static constexpr int kSuperBytes = 0;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
-  static constexpr bool kSixBits = false;
   static constexpr int kHead = kMinimum ? 4 : 2;
   static constexpr int kBlockBytes = kHead + (kFifth ? 4 : 0) + 16;
   static constexpr int kBits = kFifth ? 5 : 4;
@@ -453,7 +449,6 @@ struct GroupedFormat {
   static constexpr int kSuperBytes = 64;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
-  static constexpr bool kSixBits = false;
   static constexpr int kBits = kFifth ? 5 : 4;
   static constexpr int kBlockBytes = kFifth ? 176 : 144;
   struct Raw {
@@ -521,7 +516,6 @@ struct Q6_KFormat {
   static constexpr int kSuperBytes = 32;
   static constexpr int kPasses = 1;
   static constexpr bool kFragments = false;
-  static constexpr bool kSixBits = true;
   static constexpr int kBlockBytes = 210;
   struct Raw {
     uint4 codes;

@@ -1,8 +1,8 @@
 // Matrix products of activations with packed weights, for any number of rows, every row with the same bits.
 //
 // y[t][n] = Σ_k W[n][k] · x[t][k], with the inputs cut in part.num_splits pieces at multiples of 64 that depend on the
-// weight's shape alone. A piece is summed by consecutive mma.m16n8k16 (FP16 in, FP32 accumulate) in order of k; the
-// pieces are added in order. Which kernel runs, and how many tokens share it, changes neither.
+// weight's shape and format. A piece is summed by consecutive mma.m16n8k16 (FP16 in, FP32 accumulate) in order of k;
+// the pieces are added in order. Which kernel runs, and how many tokens share it, changes neither.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -42,7 +42,7 @@ struct TallBlock {
 
   // Whether a step's stored weights leave shared memory while the instructions before are issued, not after. Fragments
   // have no place until then, and codes of six bits take too many registers.
-  static constexpr bool kFetchesEarly = !Format::kFragments && !Format::kSixBits;
+  static constexpr bool kFetchesEarly = !Format::kFragments && !std::is_same_v<Format, Q6_KFormat>;
 
   // Small steps come in twos, since each copy costs the time of its request.
   static constexpr int kSteps = Format::kStepBytes < 2048 ? 2 : 1;

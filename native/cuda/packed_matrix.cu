@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
-#include <thread>
 
 #include "core/error.h"
 #include "cuda/check.h"
@@ -13,8 +12,6 @@ namespace tw::cuda {
 namespace {
 
 constexpr size_t kChunkBytes = size_t{8} << 20;
-constexpr size_t kCopyBytes = size_t{256} << 10;  // that a thread takes at a time
-constexpr int kMostCopiers = 8;                   // more do not make one memory faster
 constexpr int32_t kTileRowCount = 16;
 constexpr int32_t kStepWidth = 64;
 
@@ -85,7 +82,7 @@ Packer::Packer(MemoryTracker* tracker, bool keeps_formats)
     : tracker_(tracker),
       keeps_formats_(keeps_formats),
       slots_{Slot(tracker), Slot(tracker)},
-      copiers_(std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostCopiers)) {}
+      copiers_(num_memory_threads()) {}
 
 // The chunks under way use the slots.
 Packer::~Packer() { (void)cudaStreamSynchronize(stream_.get()); }
@@ -134,9 +131,10 @@ void Packer::upload(const MatrixSource& source, const PackedPart& part, int32_t 
     const uint8_t* const from = static_cast<const uint8_t*>(source.data) + row * source_row_bytes;
     auto* const to = slot.staging.as<uint8_t>();
     if (source.dtype == part.dtype) {
-      copiers_.for_each(static_cast<int64_t>((bytes + kCopyBytes - 1) / kCopyBytes), [&](int64_t item, int) {
-        const size_t begin = static_cast<size_t>(item) * kCopyBytes;
-        std::memcpy(to + begin, from + begin, std::min(kCopyBytes, bytes - begin));
+      constexpr auto kItem = static_cast<size_t>(kMemoryItemBytes);
+      copiers_.for_each(static_cast<int64_t>((bytes + kItem - 1) / kItem), [&](int64_t item, int) {
+        const size_t begin = static_cast<size_t>(item) * kItem;
+        std::memcpy(to + begin, from + begin, std::min(kItem, bytes - begin));
       });
     } else {
       copiers_.for_each(rows, [&](int64_t item, int) {

@@ -3,18 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
-#include <thread>
 
 #include "core/error.h"
 #include "quant/formats.h"
 
 namespace tw {
-namespace {
-
-constexpr int kMostReaders = 8;                     // more do not make one memory faster
-constexpr int64_t kReadBytes = int64_t{256} << 10;  // that a thread takes at a time
-
-}  // namespace
 
 Loader::Loader(const gguf::File& file, Backend* backend, std::string architecture,
                const std::function<void(int)>& on_progress)
@@ -22,7 +15,7 @@ Loader::Loader(const gguf::File& file, Backend* backend, std::string architectur
       backend_(backend),
       architecture_(std::move(architecture)),
       on_progress_(on_progress),
-      readers_(std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMostReaders)) {
+      readers_(num_memory_threads()) {
   for (const gguf::TensorInfo& tensor : file.tensors()) total_bytes_ += static_cast<int64_t>(tensor.num_bytes);
   on_progress_(0);
 }
@@ -56,7 +49,7 @@ int64_t Loader::num_rows(const std::string& name) const { return file_.tensor(na
 const gguf::TensorInfo& Loader::use(const gguf::TensorInfo& tensor) {
   const DTypeInfo& info = dtype_info(tensor.dtype);
   const auto num_blocks = static_cast<int64_t>(tensor.num_bytes / info.block_bytes);
-  const int64_t item_blocks = kReadBytes / static_cast<int64_t>(info.block_bytes);
+  const int64_t item_blocks = kMemoryItemBytes / static_cast<int64_t>(info.block_bytes);
   std::atomic<bool> finite{true};
   readers_.for_each((num_blocks + item_blocks - 1) / item_blocks, [&](int64_t item, int) {
     const int64_t first = item * item_blocks;
