@@ -66,6 +66,7 @@ SHAPES = {
     ),
     # Small enough for tests; 128 columns force the same replacements of formats that 896 do.
     "tiny": Shape("qwen2", 4, 128, 4, 2, 512, 1024, 512, 1e6, 1e-6, qwen2_vocabulary),
+    "tiny-256": Shape("qwen2", 4, 256, 4, 2, 512, 1024, 512, 1e6, 1e-6, qwen2_vocabulary),
 }
 
 # What a K format becomes in a matrix whose rows are no whole number of its blocks of 256.

@@ -350,11 +350,16 @@ MatmulTask CudaBackend::normed_input(VectorHandle handle, const PackedMatrix& ma
 void CudaBackend::run(const PackedMatrix& packed, MatmulTask task) {
   task.stream = stream_->get();
   task.bias = packed.bias.as<float>();
-  task.scratch = {sums_.as<float>(), static_cast<int64_t>(sums_.size() / sizeof(float)), sum_arrivals_.as<int32_t>(),
-                  kScratchArrivals};
-  for (const PackedPart& part : packed.parts) {
-    task.part = part;
+  // Parts in different formats are products that run side by side, each with a share of the scratch memory.
+  const auto num_parts = static_cast<int32_t>(packed.parts.size());
+  const int64_t floats = static_cast<int64_t>(sums_.size() / sizeof(float)) / num_parts;
+  const int32_t arrivals = kScratchArrivals / num_parts;
+  for (int32_t i = 0; i < num_parts; ++i) {
+    task.part = packed.parts[static_cast<size_t>(i)];
+    task.scratch = {sums_.as<float>() + i * floats, floats, sum_arrivals_.as<int32_t>() + i * arrivals, arrivals};
+    task.beside = {i > 0, i + 1 < num_parts};
     matmul(task);
+    task.magnitudes_to_clear = nullptr;
   }
 }
 

@@ -84,8 +84,10 @@ void run_matmul_test(TwCudaMatmulTest* test) {
   const DeviceBuffer device_magnitudes = upload(magnitudes.data(), magnitudes.size() * sizeof(uint32_t));
   const DeviceBuffer factors(&tracker, Purpose::kWorkspace, tokens * sizeof(float));
 
-  // Two more outputs a token than the matrix has, and guards before and after: none of them may change.
-  const int64_t out_stride = test->num_rows + 2;
+  // More outputs a token than the matrix has, and guards before and after: none of them may change. With four, kernels
+  // may take four neighbours at a time; where the tokens are odd in number, with two, they may not.
+  const int32_t gap = test->num_tokens % 2 == 0 ? 4 : 2;
+  const int64_t out_stride = test->num_rows + gap;
   const size_t out_bytes = tokens * static_cast<size_t>(out_stride) * sizeof(float);
   std::vector<uint8_t> host(out_bytes + 2 * kGuardBytes, kGuard);
   auto* const values = reinterpret_cast<float*>(host.data() + kGuardBytes);
@@ -136,7 +138,7 @@ void run_matmul_test(TwCudaMatmulTest* test) {
     const float* row = values + static_cast<int64_t>(t) * out_stride;
     std::memcpy(test->out + static_cast<int64_t>(t) * test->num_rows, row,
                 static_cast<size_t>(test->num_rows) * sizeof(float));
-    for (int i = 0; i < 2; ++i) {
+    for (int32_t i = 0; i < gap; ++i) {
       uint32_t bits;
       std::memcpy(&bits, row + test->num_rows + i, sizeof bits);
       touched = touched || bits != 0xA5A5A5A5u;

@@ -10,8 +10,8 @@
 // neither tiny nor huge weights meet the limits of FP16, and BF16 keeps every bit of what matters beside the row's
 // largest value. Codes become values by one instruction: as a half, the bits of a code are the subnormal number
 // code · 2^-24, and scale · 2^24 times it plus the minimum is rounded once. So that FP16 holds these, 2^e[i] puts the
-// row's largest scale into [2^-10, 2^-9), or its largest minimum into [128, 256) where that is less. What is lost below
-// FP16's smallest numbers is at most 2^-15 of that scale; of the minimums of Q4_K and Q5_K, which are products, 2^-9.
+// row's largest scale into [2^-10, 2^-9), or its largest minimum into [32, 64) where that is less. What is lost below
+// FP16's smallest numbers is at most 2^-15 of that scale.
 //
 // kSteps layouts (bytes of a step, then of a super):
 //   F16, BF16  2048                                    four 16-byte chunks: the fragments of the instructions
@@ -80,6 +80,12 @@ __device__ __forceinline__ uint32_t centering(uint32_t scale, uint32_t middle) {
 __device__ __forceinline__ uint32_t byte_pair(uint32_t bytes, bool above, uint32_t bias = 0x64006400u) {
   const uint32_t value = __byte_perm(bytes, 0x64646464u, above ? 0x4342 : 0x4140);
   return as_u32(__hsub2_rn(as_half2(value), as_half2(bias)));
+}
+
+// The two upper bytes of `bytes` times 2^-9, exactly.
+__device__ __forceinline__ uint32_t small_byte_pair(uint32_t bytes) {
+  const uint32_t value = __byte_perm(bytes, 0x64646464u, 0x4342);                         // 1024 + byte
+  return as_u32(__hfma2(as_half2(value), as_half2(0x18001800u), as_half2(0xc000c000u)));  // · 2^-9 - 2
 }
 
 // A lane's 16 codes of a row: how pair P lies in its words, both inputs alike, one in each half of a word. A pair lies
@@ -225,9 +231,10 @@ __device__ inline void store_scale(uint8_t* at, int lane, int words, int word, f
   reinterpret_cast<uint32_t*>(at)[index * words + word] = pack_half2(low, high);
 }
 
-// What a row of codes is stored by, of one scale and minimum: no scale gets to 2^-9, no minimum to 256.
+// What a row of codes is stored by, of one scale and minimum: no scale gets to 2^-9, no minimum to 64, which 512 times
+// still is a half.
 __device__ inline float stored_magnitude(float scale, float minimum) {
-  return fmaxf(fabsf(scale) * 131072.0f, fabsf(minimum));
+  return fmaxf(fabsf(scale) * 131072.0f, fabsf(minimum) * 4.0f);
 }
 
 // --- Formats. A row's largest `magnitude`, each of kMagnitudeInputs inputs from k on, is stored in [128, 256);
@@ -486,7 +493,7 @@ struct GroupedFormat {
       group_scale(block + 4, p.k % 256 / 32, &scale, &minimum);
       groups |= static_cast<uint32_t>(scale) << (8 * half) | static_cast<uint32_t>(minimum) << (16 + 8 * half);
       super_scale[half] = read_f16(block) * p.factor[half] * kOneOverCodeUnit;
-      super_minimum[half] = -read_f16(block + 2) * p.factor[half];
+      super_minimum[half] = -read_f16(block + 2) * p.factor[half] * 512.0f;
     }
     reinterpret_cast<uint4*>(p.step)[p.lane] = {row[0].a, row[0].b, row[1].a, row[1].b};
     if (kFifth) reinterpret_cast<uint32_t*>(p.step + 512)[p.lane] = row[0].c | row[1].c << 8;
@@ -506,7 +513,7 @@ struct GroupedFormat {
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
     const CodeWords rows[2] = {{raw.codes.x, raw.codes.y, raw.more}, {raw.codes.z, raw.codes.w, raw.more >> 8}};
     const Scaling scaling = {times(byte_pair(raw.groups, false), raw.supers.x),
-                             times(byte_pair(raw.groups, true), raw.supers.y)};
+                             times(small_byte_pair(raw.groups), raw.supers.y)};
     unpack_codes<kBits>(rows, scaling, j, a);
   }
 };

@@ -16,8 +16,8 @@ constexpr bool kForRacecheck = true;
 constexpr bool kForRacecheck = false;
 #endif
 
-// Every kernel launched by launch() calls this before it reads or writes anything but weights; since all do, whatever
-// the chain of kernels wrote before is complete and visible afterwards.
+// Every kernel launched by launch() calls this before it reads or writes anything but weights (but see Beside); since
+// all do, whatever the chain of kernels wrote before is complete and visible afterwards.
 __device__ __forceinline__ void await_predecessor() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -29,6 +29,27 @@ __device__ __forceinline__ void release_successor() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// Products of the same inputs with outputs apart may run side by side. All but the last let the next begin once their
+// own predecessor is over; all but the first have their inputs by then, and end after the one before them.
+struct Beside {
+  bool previous;
+  bool next;
+};
+
+__device__ __forceinline__ void release_successor(const Beside& beside) {
+  if (!beside.next) release_successor();
+}
+
+// Comes after it.
+__device__ __forceinline__ void await_predecessor(const Beside& beside) {
+  if (!beside.previous) await_predecessor();
+  if (beside.next) release_successor();
+}
+
+__device__ __forceinline__ void end_after_predecessor(const Beside& beside) {
+  if (beside.previous) await_predecessor();
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "cuda/launch.h"
 #include "cuda/packed_matrix.h"
 
 namespace tw::cuda {
@@ -80,6 +81,7 @@ struct MatmulTask {
   uint32_t* magnitudes;           // [tokens], bits of floats
   uint32_t* magnitudes_to_clear;  // [kFusedTokens] or null
 
+  Beside beside;  // which products launched before and after this one run at the same time
   bool tiled;     // the inputs are in the layout for many tokens (activations.h); else in rows. Needs kHalf
   Kernel kernel;  // one for many tokens; tests name it
   MatmulScratch scratch;

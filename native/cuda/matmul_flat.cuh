@@ -22,7 +22,6 @@ struct FlatBlock {
   static constexpr int kStages = 3;
   static constexpr int kRingBytes = kPieces * kStages * kWideBlockBytes;
   // A round's sums on their way between threads, [piece][token][kSumRow].
-  static constexpr int kSumRow = 64 + 4;
   static constexpr int kExchangeBytes = kPieces * kTokens * kSumRow * 4;
   static constexpr int kSharedBytes = 1024 + kRingBytes + kExchangeBytes + kPieces * kStages * 16;
 };
@@ -111,7 +110,7 @@ __global__ void __launch_bounds__(FlatBlock::kThreads, 1) flat_kernel(const __gr
     barrier_init_done();
   }
   __syncthreads();
-  release_successor();
+  release_successor(task.beside);
 
   const int group = thread >> 7;
   const int tile = static_cast<int>(blockIdx.y) * Shape::kTiles + (thread >> 5 & 3);
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(FlatBlock::kThreads, 1) flat_kernel(const __gr
   };
 #pragma unroll
   for (int d = 0; d < kAhead; ++d) fetch(raw[d]);
-  await_predecessor();
+  await_predecessor(task.beside);
   const bool leads = thread % 128 == 0;
   const uint32_t own_barriers = barriers + static_cast<uint32_t>(group * Shape::kStages) * 16;
   const uint32_t own_ring = ring + static_cast<uint32_t>(group * Shape::kStages) * kWideBlockBytes;
@@ -147,16 +146,16 @@ __global__ void __launch_bounds__(FlatBlock::kThreads, 1) flat_kernel(const __gr
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int token = g * 8 + (lane & 3) * 2 + (e & 1);
-        to[token * Shape::kSumRow + first_row + (lane >> 2) + (e >= 2 ? 8 : 0)] = from[g][e];
+        to[token * kSumRow + first_row + (lane >> 2) + (e >= 2 ? 8 : 0)] = from[g][e];
       }
     }
   };
   const auto finish_round = [&](bool has_piece) {
-    if (has_piece) put_sums(acc, exchange + group * kGroups * 8 * Shape::kSumRow, (thread >> 5 & 3) * 16);
+    if (has_piece) put_sums(acc, exchange + group * kGroups * 8 * kSumRow, (thread >> 5 & 3) * 16);
     __syncthreads();
     const int pieces = min(Shape::kPieces, part.num_splits - finished * Shape::kPieces);
     for (int p = 0; p < pieces; ++p) {
-      const float* from = exchange + (p * kGroups * 8 + own_token) * Shape::kSumRow;
+      const float* from = exchange + (p * kGroups * 8 + own_token) * kSumRow;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const float value = from[OutputRows<8>::sum_row(paired, i, thread & 7, 8)];
@@ -228,6 +227,7 @@ __global__ void __launch_bounds__(FlatBlock::kThreads, 1) flat_kernel(const __gr
   rows.load(task, first_tile, thread & 7, 8);
   const float factor[1] = {token_factor(task, first_token + own_token)};
   rows.finish(task, first_token + own_token, 1, factor, own);
+  end_after_predecessor(task.beside);
 #endif
 }
 

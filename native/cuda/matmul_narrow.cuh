@@ -253,8 +253,8 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
   const bool exists = output - part.first_output < part.num_rows;
   const float bias = task.bias != nullptr && exists ? __ldg(task.bias + output) : 0.0f;
   InputStage<kInput, kSmall ? 8 : 2> stage(task);
-  release_successor();
-  await_predecessor();
+  release_successor(task.beside);
+  await_predecessor(task.beside);
 
   if (task.magnitudes_to_clear != nullptr && blockIdx.x == 0 && threadIdx.x < kFusedTokens) {
     task.magnitudes_to_clear[threadIdx.x] = 0;
@@ -387,6 +387,7 @@ __global__ void __launch_bounds__(512) narrow_kernel(const __grid_constant__ Mat
       }
     }
   }
+  end_after_predecessor(task.beside);
 }
 
 template <class Format, int kTiles, int kGroups, Input kInput>

@@ -41,8 +41,12 @@ struct TallBlock {
   static constexpr int kProducerRegisters = 40;
 
   // Whether a step's stored weights leave shared memory while the instructions before are issued, not after. Fragments
-  // have no place until then, and codes of six bits take too many registers.
-  static constexpr bool kFetchesEarly = !Format::kFragments && !std::is_same_v<Format, Q6_KFormat>;
+  // have no place until then.
+  static constexpr bool kFetchesEarly = !Format::kFragments;
+
+  // Whether the last run of a tile stands apart, so that the others need not ask whether one follows: where unpacking
+  // takes the longest, these branches are a tenth of the loop's time. Elsewhere the shorter code is faster.
+  static constexpr bool kParts = !Format::kFragments && !std::is_same_v<Format, Q8_0Format>;
 
   // Small steps come in twos, since each copy costs the time of its request.
   static constexpr int kSteps = Format::kStepBytes < 2048 ? 2 : 1;
@@ -76,11 +80,10 @@ struct StageCursor {
 // Where a block stands in its cluster and the cluster in the grid.
 struct TallPlace {
   int cluster;
-  int num_clusters;
   uint32_t rank;
   uint32_t cluster_size;
 
-  __device__ __forceinline__ Segments segments(const TallTask& tall) const { return {tall, cluster, num_clusters}; }
+  __device__ __forceinline__ Segments segments(const TallTask& tall) const { return {tall, cluster}; }
   // The first tile of 16 rows of the block's outputs.
   template <class Shape>
   __device__ __forceinline__ int first_tile(const Segments& at) const {
@@ -159,7 +162,7 @@ __device__ __forceinline__ void produce(const TallTask& tall, uint32_t ring, uin
           to_super +=
               ((step + Block::kSteps) / 4 - step / 4) * Format::kSuperBytes - Block::kSteps * Format::kStepBytes;
         }
-        if (!awaited) await_predecessor();
+        if (!awaited) await_predecessor(task.beside);
         awaited = true;
         if (warp < Shape::kTokenBlocks * Block::kSteps && ahead < steps) {
           if (blocks == 1) {
@@ -176,52 +179,58 @@ __device__ __forceinline__ void produce(const TallTask& tall, uint32_t ring, uin
   }
 }
 
-// One warp group's outputs of a tile, from its sums.
+// One warp group's outputs of a tile, from its sums, by way of shared memory: there the rows of a token lie together.
 template <class Shape>
 __device__ __forceinline__ void write_outputs(const MatmulTask& task, int first_tile, int64_t first_token,
                                               const float (&sum)[Shape::kGroups][4], float* exchange, int warp_group,
                                               int warp, int lane) {
-  OutputRows<2> rows;
-  rows.load(task, first_tile, lane, 32);
-  const bool paired = task.epilogue == Epilogue::kGateUp;
-  const bool all_rows = (first_tile + 4) * (paired ? 8 : 16) <= task.part.num_rows;
-  float token_factors[Shape::kTokens / 32];  // of token 32 i + lane
+  constexpr int kTokens = Shape::kExchangeTokens;
+  constexpr int kChunks = Shape::kTokens / kTokens;
+  // What follows is computed anew for each tile: the loop over the inputs has no registers for it.
+  asm volatile("" : "+r"(warp), "+r"(lane));
+  const auto put = [&](int chunk) {
+    float* const to = exchange + (lane & 3) * 2 * kSumRow + warp * 16 + (lane >> 2);
 #pragma unroll
-  for (int i = 0; i < Shape::kTokens / 32; ++i) token_factors[i] = token_factor(task, first_token + i * 32 + lane);
-#pragma unroll
-  for (int chunk = 0; chunk < Shape::kTokens / Shape::kExchangeTokens; ++chunk) {
-    const int64_t token = first_token + chunk * Shape::kExchangeTokens;
-    if (token >= task.num_tokens) break;
-    named_sync(1 + warp_group, 128);  // the last chunk's values are read
-#pragma unroll
-    for (int g = 0; g < Shape::kExchangeTokens / 8; ++g) {
+    for (int g = 0; g < kTokens / 8; ++g) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int to = g * 8 + (lane & 3) * 2 + (e & 1);
-        exchange[to * Shape::kSumRow + warp * 16 + (lane >> 2) + (e >= 2 ? 8 : 0)] =
-            sum[chunk * (Shape::kExchangeTokens / 8) + g][e];
+        to[(g * 8 + (e & 1)) * kSumRow + (e >= 2 ? 8 : 0)] = sum[chunk * (kTokens / 8) + g][e];
       }
     }
+  };
+  const bool paired = task.epilogue == Epilogue::kGateUp;
+  const bool all_rows = (first_tile + 4) * (paired ? 8 : 16) <= task.part.num_rows;
+  if (all_rows && OutputFours<kTokens>::possible(task)) {
+    OutputFours<kTokens> fours(task, first_tile, first_token, warp, lane);
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      if (first_token + chunk * kTokens >= task.num_tokens) break;
+      fours.prepare(task, chunk);
+      named_sync(1 + warp_group, 128);  // the last chunk's values are read
+      put(chunk);
+      named_sync(1 + warp_group, 128);
+      fours.finish(task, chunk, exchange);
+    }
+    return;
+  }
+#pragma unroll
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    const int64_t token = first_token + chunk * kTokens;
+    if (token >= task.num_tokens) break;
     named_sync(1 + warp_group, 128);
-    constexpr int kAtOnce = 8;
+    put(chunk);
+    named_sync(1 + warp_group, 128);
+    OutputRows<2> rows;
+    rows.load(task, first_tile, lane, 32);
+#pragma unroll 1
+    for (int own = warp; own < kTokens; own += 4) {
+      float values[1][2];
 #pragma unroll
-    for (int batch = 0; batch < Shape::kExchangeTokens / 32; ++batch) {
-      const int first = batch * 32 + warp;
-      const float of_lanes = token_factors[chunk * (Shape::kExchangeTokens / 32) + batch];
-      float values[kAtOnce][2], factors[kAtOnce];
-#pragma unroll
-      for (int t = 0; t < kAtOnce; ++t) {
-        factors[t] = __shfl_sync(~0u, of_lanes, warp + t * 4);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          values[t][i] = exchange[(first + t * 4) * Shape::kSumRow + OutputRows<2>::sum_row(paired, i, lane, 32)];
-        }
+      for (int i = 0; i < 2; ++i) {
+        values[0][i] = exchange[own * kSumRow + OutputRows<2>::sum_row(paired, i, lane, 32)];
       }
-      if (all_rows && token + Shape::kExchangeTokens <= task.num_tokens) {
-        rows.template finish_whole<32>(task, token + first, 4, factors, values);
-      } else {
-        rows.finish(task, token + first, 4, factors, values);
-      }
+      const float factor[1] = {token_factor(task, token + own)};
+      rows.finish(task, token + own, 1, factor, values);
     }
   }
 }
@@ -295,22 +304,22 @@ __device__ __forceinline__ void consume(const TallTask& tall, const uint8_t* rin
       }
     }
   };
-  float* const own_exchange = exchange + warp_group * Shape::kExchangeTokens * Shape::kSumRow;
+  float* const own_exchange = exchange + warp_group * Shape::kExchangeTokens * kSumRow;
 
   Fragments<Format, Shape> fragments(ring, barriers, warp_group * 4 + warp, lane);
   for (Segments at = where.segments(tall); !at.done(); at.advance()) {
     float sum[Shape::kGroups][4] = {};
     int step = tall.begins[at.first_piece()];  // of the stage
-    int left = (tall.begins[at.end_piece()] - step) * Format::kPasses;
+    [[maybe_unused]] int left = (tall.begins[at.end_piece()] - step) * Format::kPasses;
     bool odd = false;   // which place is next
     uint32_t held = 0;  // the barrier of the stage that the last instructions read, if they were the last to do so
     fragments.template fetch<0>(step);
     fragments.template unpack<0>();
     for (int piece = at.first_piece(); piece < at.end_piece(); ++piece) {
       float acc[Shape::kGroups][4];
-      const int runs = (tall.begins[piece + 1] - tall.begins[piece]) * Format::kPasses;
-      // One run: the instructions of a step or of a pass.
-      const auto run_one = [&](auto place, int run) {
+      // One run: the instructions of a step or of a pass. `more` says whether another follows, in this piece or the
+      // next.
+      const auto run_one = [&](auto place, int run, bool more) {
         constexpr int kPlace = decltype(place)::value;
         const uint32_t b = inputs + fragments.template inputs<kPlace>();
         const uint32_t own = fragments.barrier();
@@ -318,8 +327,7 @@ __device__ __forceinline__ void consume(const TallTask& tall, const uint8_t* rin
           fragments.advance();
           step += Block::kSteps;
         }
-        --left;
-        if (Block::kFetchesEarly && left > 0) fragments.template fetch<1 - kPlace>(step);
+        if (Block::kFetchesEarly && more) fragments.template fetch<1 - kPlace>(step);
         wgmma_begin();
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -333,22 +341,39 @@ __device__ __forceinline__ void consume(const TallTask& tall, const uint8_t* rin
           if (held != 0) give_back(held);
         }
         if constexpr (kPlace == 1 || !kHalves) held = own;
-        if (left > 0) {
+        if (more) {
           if constexpr (!Block::kFetchesEarly) fragments.template fetch<1 - kPlace>(step);
           fragments.template unpack<1 - kPlace>();
         }
       };
+      constexpr std::integral_constant<int, 0> kFirst;
+      constexpr std::integral_constant<int, 1> kSecond;
+      const auto more = [&] { return Block::kParts || --left > 0; };
+      const int runs = (tall.begins[piece + 1] - tall.begins[piece]) * Format::kPasses;
+      const bool parts = Block::kParts && piece + 1 == at.end_piece();
+      const int in_loop = runs - (parts ? 1 : 0);
       int run = 0;
-      if (odd) {
-        run_one(std::integral_constant<int, 1>{}, 0);
+      if (odd && (!Block::kParts || in_loop > 0)) {
+        run_one(kSecond, 0, more());
+        odd = false;
         ++run;
       }
-      for (; run + 1 < runs; run += 2) {
-        run_one(std::integral_constant<int, 0>{}, run);
-        run_one(std::integral_constant<int, 1>{}, 1);
+      for (; run + 1 < in_loop; run += 2) {
+        run_one(kFirst, run, more());
+        run_one(kSecond, 1, more());
       }
-      odd = run < runs;
-      if (odd) run_one(std::integral_constant<int, 0>{}, run);
+      if (run < in_loop) {
+        run_one(kFirst, run, more());
+        odd = true;
+        ++run;
+      }
+      if (parts && odd) {
+        run_one(kSecond, run, false);
+        odd = false;
+      } else if (parts) {
+        run_one(kFirst, run, false);
+        odd = true;
+      }
       wgmma_finish(acc);
       if (at.first_piece() == 0) {
         Sums::add(sum, acc);
@@ -393,7 +418,6 @@ __global__ void __launch_bounds__(TallBlock<Format, Shape>::kThreads, 1)
   where.cluster_size = static_cast<uint32_t>(tall.cluster_size);
   where.rank = blockIdx.x % where.cluster_size;
   where.cluster = static_cast<int>(blockIdx.x / where.cluster_size);
-  where.num_clusters = static_cast<int>(gridDim.x / where.cluster_size);
   __shared__ bool last;
   if (thread == 0) {
     for (uint32_t slot = 0; slot < Block::kStages; ++slot) {
@@ -403,15 +427,16 @@ __global__ void __launch_bounds__(TallBlock<Format, Shape>::kThreads, 1)
     barrier_init_done();
   }
   cluster_sync();
-  release_successor();
+  release_successor(tall.product.beside);
   if (thread < Block::kProducerWarps * 32) {
     set_registers_down<Block::kProducerRegisters>();
     produce<Format, Shape>(tall, shared_address(ring), barriers, where);
   } else {
     set_registers_up<Block::kConsumerRegisters>();
-    await_predecessor();
+    await_predecessor(tall.product.beside);
     consume<Format, Shape>(tall, ring, barriers, reinterpret_cast<float*>(exchange), &last, where);
   }
+  end_after_predecessor(tall.product.beside);
   __syncwarp();
   cluster_sync();  // no block ends while another may still reach into its memory
 #endif
@@ -422,7 +447,7 @@ void launch_tall(const MatmulTask& task, Deal deal) {
   using Block = TallBlock<Format, Shape>;
   const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
   const int cluster_size = deal == Deal::kPairs ? 2 : 1;
-  TallTask tall{task, 0, 0, 0, 0, cluster_size, {}};
+  TallTask tall{task, 0, 0, 0, 0, cluster_size, 0, 0, {}};
   for (int i = 0; i <= task.part.num_splits; ++i) tall.begins[i] = i * task.part.num_steps / task.part.num_splits;
   const int tiles_of_rows = Shape::kTiles * cluster_size;
   tall.token_tiles = (task.num_tokens + Shape::kTokens - 1) / Shape::kTokens;
@@ -436,6 +461,8 @@ void launch_tall(const MatmulTask& task, Deal deal) {
       clusters = tall.group_blocks * tall.token_tiles;
     }
   }
+  tall.step_rows = clusters / tall.token_tiles;
+  tall.step_tokens = clusters % tall.token_tiles;
   const auto kernel = tall_kernel<Format, Shape>;
   allow_shared(kernel, Block::kBytes);
   launch_clusters(kernel, cluster_size, dim3(static_cast<unsigned>(clusters * cluster_size)), dim3(Block::kThreads),

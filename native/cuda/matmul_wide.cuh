@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
     raw[1] = load_step<Format>(part, tiles + part.tile_stride, step, lane);
   };
   fetch(0);
-  release_successor();
-  await_predecessor();
+  release_successor(task.beside);
+  await_predecessor(task.beside);
 
   const auto* blocks =
       static_cast<const uint8_t*>(task.input) + blockIdx.x * (task.input_stride / 64) * kWideBlockBytes;
@@ -146,6 +146,7 @@ __global__ void __launch_bounds__(kWideWarps * 32, 1) wide_kernel(const __grid_c
       }
     }
   }
+  end_after_predecessor(task.beside);
 }
 
 template <class Format>

@@ -21,17 +21,17 @@ constexpr int32_t kStepWidth = 64;
 int32_t choose_splits(DType dtype, int32_t num_tiles, int32_t tiles_per_block, int32_t num_steps) {
   constexpr int32_t kProcessors = 132;
   constexpr int32_t kFewestSplits = 4;
+  constexpr int32_t kShort = 16;                                       // steps
   const int32_t most_splits = dtype == DType::kF32 ? 4 : kMostPieces;  // F32 takes 8 KiB of shared memory a warp
   const auto up = [](int32_t a, int32_t b) { return (a + b - 1) / b; };
   const auto within = [&](int32_t splits) { return std::clamp(splits, kFewestSplits, most_splits); };
   const int32_t blocks = std::max(1, num_tiles / tiles_per_block);
   const int32_t blocks_each = up(blocks, kProcessors);
   if (holds_codes(dtype)) {
-    // As few splits as make none longer, of two steps at least: bytes are few, so summing weighs more.
-    const int32_t steps = up(num_steps, within(up(16, blocks_each)));
-    return up(num_steps, std::max(steps, std::min(num_steps, 2)));
+    // As few splits as make none longer, of two or three steps at least: bytes are few, so summing weighs more.
+    const int32_t steps = up(num_steps, within(up(num_steps <= kShort ? 20 : 16, blocks_each)));
+    return up(num_steps, std::max(steps, std::min(num_steps, num_steps <= kShort ? 2 : 3)));
   }
-  constexpr int32_t kShort = 16;
   if (num_steps <= kShort) return std::min(within(up(16 * kProcessors, blocks)), num_steps);
   // Three steps of a warp are requested at once.
   return std::min(blocks_each < 4 ? within(up(18, blocks_each)) : kFewestSplits, up(num_steps, 3));

@@ -24,7 +24,6 @@ struct TallShape {
   static constexpr int kTokenBlocks = (kTokens + kTokenBlock - 1) / kTokenBlock;
   // Outputs on their way out, a warp group's [tokens][kSumRow].
   static constexpr int kExchangeTokens = kTokens < 64 ? kTokens : 64;
-  static constexpr int kSumRow = 64 + 4;
   static constexpr int kExchangeBytes = 2 * kExchangeTokens * kSumRow * 4;
   // A tile's sums of some pieces in device memory: [kGroups][kConsumers] of four.
   static constexpr int64_t kSlotFloats = int64_t{kTiles} * 16 * kTokens;
@@ -39,37 +38,45 @@ struct TallTask {
   int32_t group_blocks;  // blocks that share the pieces of all rows for the same tokens, or 0: tiles are whole
   int32_t slots;         // of a block, for sums of pieces
   int32_t cluster_size;
+  int32_t step_rows, step_tokens;  // from a cluster's tile to its next: as many tiles as there are clusters
   // The pieces' first steps, and the last one's end. Here, since what is read from shared memory does not count as the
   // same for all threads, and neither does then what a loop changes as often as it says.
   int32_t begins[kMostPieces + 1];
 };
 
-// Which sums a block computes next: pieces first_piece … end_piece - 1 of a tile of outputs.
+// Which sums a cluster computes next: pieces first_piece … end_piece - 1 of a tile of outputs. What is the same for the
+// whole kernel stays in its parameters, since the loop over the inputs has no registers to spare.
 class Segments {
  public:
-  __device__ __forceinline__ Segments(const TallTask& tall, int cluster, int num_clusters)
-      : pieces_(tall.product.part.num_splits), tokens_of_(tall.token_tiles), split_(tall.group_blocks > 0) {
-    if (split_) {
-      tokens_ = cluster % tokens_of_;
-      const int units = tall.row_tiles * pieces_;
-      at_ = first_unit(cluster / tokens_of_, units, tall.group_blocks);
-      end_ = first_unit(cluster / tokens_of_ + 1, units, tall.group_blocks);
-    } else {
-      at_ = cluster;
-      end_ = tall.row_tiles * tokens_of_;
-      stride_ = num_clusters;
-    }
-    open();
+  __device__ __forceinline__ Segments(const TallTask& tall, int cluster) : tall_(tall) {
+    rows_ = cluster / tall.token_tiles;
+    tokens_ = cluster - rows_ * tall.token_tiles;
+    if (!split()) return;
+    const int member = rows_;
+    const int units = tall.row_tiles * pieces();
+    const int first = first_unit(member, units, tall.group_blocks);
+    left_ = first_unit(member + 1, units, tall.group_blocks) - first;
+    rows_ = first / pieces();
+    first_piece_ = first - rows_ * pieces();
   }
-  __device__ __forceinline__ bool done() const { return at_ >= end_; }
+  __device__ __forceinline__ bool done() const { return split() ? left_ <= 0 : rows_ >= tall_.row_tiles; }
   __device__ __forceinline__ int rows() const { return rows_; }
   __device__ __forceinline__ int tokens() const { return tokens_; }
   __device__ __forceinline__ int first_piece() const { return first_piece_; }
-  __device__ __forceinline__ int end_piece() const { return end_piece_; }
-  __device__ __forceinline__ bool whole() const { return first_piece_ == 0 && end_piece_ == pieces_; }
+  __device__ __forceinline__ int end_piece() const { return split() ? min(pieces(), first_piece_ + left_) : pieces(); }
+  __device__ __forceinline__ bool whole() const { return first_piece_ == 0 && end_piece() == pieces(); }
   __device__ __forceinline__ void advance() {
-    at_ += split_ ? end_piece_ - first_piece_ : stride_;
-    open();
+    if (split()) {
+      left_ -= end_piece() - first_piece_;
+      first_piece_ = 0;
+      ++rows_;
+      return;
+    }
+    rows_ += tall_.step_rows;
+    tokens_ += tall_.step_tokens;
+    if (tokens_ < tall_.token_tiles) return;
+    tokens_ -= tall_.token_tiles;
+    ++rows_;
   }
 
   // The units (row tile, piece) of group member `member`, and whose a unit is.
@@ -81,22 +88,13 @@ class Segments {
   }
 
  private:
-  __device__ __forceinline__ void open() {
-    if (split_) {
-      rows_ = at_ / pieces_;
-      first_piece_ = at_ - rows_ * pieces_;
-      end_piece_ = min(pieces_, first_piece_ + end_ - at_);
-    } else {
-      rows_ = at_ / tokens_of_;
-      tokens_ = at_ - rows_ * tokens_of_;
-      end_piece_ = pieces_;
-    }
-  }
-  const int pieces_;
-  const int tokens_of_;
-  const bool split_;
-  int at_, end_, stride_ = 0;
-  int rows_ = 0, tokens_ = 0, first_piece_ = 0, end_piece_ = 0;
+  __device__ __forceinline__ bool split() const { return tall_.group_blocks > 0; }
+  __device__ __forceinline__ int pieces() const { return tall_.product.part.num_splits; }
+
+  const TallTask& tall_;
+  int rows_, tokens_;
+  int first_piece_ = 0;
+  int left_ = 0;  // pieces of a block that shares them
 };
 
 // Named barriers of a block; 1 and 2 belong to a warp group each.

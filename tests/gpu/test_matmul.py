@@ -50,7 +50,7 @@ def test_products_agree_with_float64(dtype: str, tokens: int, rows: int) -> None
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize("tokens", [1, 5, 40, 130])
 def test_epilogues_agree_with_float64(dtype: str, tokens: int) -> None:
     rows, cols = 80, 768
     data, values, inputs = random_case(dtype, rows, cols, tokens, seed=1)

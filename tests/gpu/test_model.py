@@ -66,17 +66,23 @@ def test_cpu_and_gpu_agree_on_k_formats(tmp_path: Path, dtype: str) -> None:
     check_agreement(model.path, model.vocab_size)
 
 
-def test_cpu_and_gpu_agree_where_q_k_and_v_have_different_formats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In this mix q and k are Q5_0 and some layers' v is Q8_0, which the GPU keeps as one Q8_0 matrix."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+def mixed_model(path: Path, shape: str) -> int:
+    """A model in Q4_K_M, and the size of its vocabulary."""
     from benchmarks.make_model import SHAPES, write_model
 
-    path = tmp_path / "model.gguf"
     with path.open("wb") as file:
-        write_model(file, "tiny", "q4_k_m", seed=0)
-    check_agreement(path, SHAPES["tiny"].vocab_size)
+        write_model(file, shape, "q4_k_m", seed=0)
+    return SHAPES[shape].vocab_size
+
+
+@pytest.mark.parametrize("shape", ["tiny", "tiny-256"])
+def test_cpu_and_gpu_agree_where_q_k_and_v_have_different_formats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    """Beside Q5_0, v is Q8_0 in some layers, which the GPU keeps as one Q8_0 matrix; beside Q4_K it is Q6_K."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    path = tmp_path / "model.gguf"
+    check_agreement(path, mixed_model(path, shape))
 
 
 @pytest.mark.parametrize(
@@ -113,9 +119,21 @@ HEADS = ((1, 16), (2, 16), (8, 16), (2, 32), (1, 64), (2, 64), (8, 64), (2, 96),
 def test_logits_do_not_depend_on_company_or_chunks(tmp_path: Path, kv_heads: int, head_dim: int) -> None:
     heads = {"n_heads": 8, "n_kv_heads": kv_heads, "head_dim": head_dim}
     model = tiny_llama(tmp_path / "model.gguf", dtype="Q4_0", n_embd=128, n_ff=256, context=1024, **heads)
-    file = _native.GgufFile(str(model.path))
+    check_company_and_chunks(model.path, model.vocab_size)
+
+
+def test_nor_do_they_where_the_products_of_q_k_and_v_run_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    path = tmp_path / "model.gguf"
+    check_company_and_chunks(path, mixed_model(path, "tiny-256"))
+
+
+def check_company_and_chunks(path: Path, vocab: int) -> None:
+    file = _native.GgufFile(str(path))
     runner = _native.Runner(file, options("cuda", max_batch_tokens=512, kv_cache_bytes=1 << 30))
-    ids = random_ids(400, model.vocab_size, seed=2)
+    ids = random_ids(400, vocab, seed=2)
     whole = forward(runner, 0, ids)
     for chunk in (1, 7, 16, 64, 130, 257):
         runner.reset()
