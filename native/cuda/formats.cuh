@@ -8,16 +8,15 @@
 //
 // Row i is stored times 2^e[i], which an epilogue takes back. Of floats it puts the largest magnitude into [128, 256):
 // neither tiny nor huge weights meet the limits of FP16, and BF16 keeps every bit of what matters beside the row's
-// largest value. Codes become values by one instruction: as a half, the bits of a code are the subnormal number
-// code · 2^-24, and scale · 2^24 times it plus the minimum is rounded once. So that FP16 holds these, 2^e[i] puts the
-// row's largest scale into [2^-10, 2^-9), or its largest minimum into [32, 64) where that is less. What is lost below
-// FP16's smallest numbers is at most 2^-15 of that scale.
+// largest value. Codes need scales times 2^24 (codes.cuh); so that FP16 holds these, 2^e[i] puts the row's largest
+// scale into [2^-10, 2^-9), or its largest minimum into [32, 64) where that is less. What is lost below FP16's smallest
+// numbers is at most 2^-15 of that scale.
 //
 // kSteps layouts (bytes of a step, then of a super):
 //   F16, BF16  2048                                    four 16-byte chunks: the fragments of the instructions
 //   F32        4096                                    FP16 head and FP16 rest, each as above
 //   Q8_0       1024 codes + 128, 64 scales             one chunk a row
-//   Q4_0       512 codes, 64 scales                    two words a row, then two of row r + 8 (Codes below)
+//   Q4_0       512 codes, 64 scales                    two words a row, then two of row r + 8 (codes.cuh)
 //   Q4_1       512 codes, 128 scales and minimums
 //   Q5_0/Q5_1  as these, 128 more of codes             a third word: a byte of each half for each row
 //   Q4_K       512 codes, 64 group scales and minimums | 64 super scales
@@ -27,16 +26,12 @@
 
 #include <cstdint>
 
-#include "cuda/numerics.cuh"
+#include "cuda/codes.cuh"
 
 namespace tw::cuda {
 
 constexpr int kTileRows = 16;
 constexpr int kStepInputs = 64;
-constexpr int kLaneInputs = 16;
-
-__device__ __forceinline__ uint32_t broadcast_low(uint32_t pair) { return as_u32(__low2half2(as_half2(pair))); }
-__device__ __forceinline__ uint32_t broadcast_high(uint32_t pair) { return as_u32(__high2half2(as_half2(pair))); }
 
 // Where a step's bytes are: weights that are read once stay out of L1.
 enum class Space { kDevice, kShared };
@@ -61,139 +56,7 @@ __device__ __forceinline__ float read_f16(const uint8_t* p) {
   return __half2float(__ushort_as_half(*reinterpret_cast<const unsigned short*>(p)));
 }
 
-constexpr float kOneOverCodeUnit = 16777216.0f;  // 2^24
-
-// code · scale + minimum, in both halves, rounded once.
-__device__ __forceinline__ uint32_t scaled(uint32_t code, uint32_t scale, uint32_t minimum) {
-  return as_u32(__hfma2(as_half2(code), as_half2(scale), as_half2(minimum)));
-}
-__device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b) {
-  return as_u32(__hmul2_rn(as_half2(a), as_half2(b)));
-}
-// What makes `middle` the code of 0: -middle · scale.
-__device__ __forceinline__ uint32_t centering(uint32_t scale, uint32_t middle) {
-  return times(scale, 0x80008000u | middle | middle << 16);
-}
-
-// Two bytes, the low ones of `bytes` or those above, as FP16 values, exactly, less what `bias` has beyond 0x6400, the
-// bits of 1024. Conversion instructions are slow.
-__device__ __forceinline__ uint32_t byte_pair(uint32_t bytes, bool above, uint32_t bias = 0x64006400u) {
-  const uint32_t value = __byte_perm(bytes, 0x64646464u, above ? 0x4342 : 0x4140);
-  return as_u32(__hsub2_rn(as_half2(value), as_half2(bias)));
-}
-
-// The two upper bytes of `bytes` times 2^-9, exactly.
-__device__ __forceinline__ uint32_t small_byte_pair(uint32_t bytes) {
-  const uint32_t value = __byte_perm(bytes, 0x64646464u, 0x4342);                         // 1024 + byte
-  return as_u32(__hfma2(as_half2(value), as_half2(0x18001800u), as_half2(0xc000c000u)));  // · 2^-9 - 2
-}
-
-// A lane's 16 codes of a row: how pair P lies in its words, both inputs alike, one in each half of a word. A pair lies
-// low, where its bits are a number's last ones, or kRise bits higher, where they are the last that a subnormal number
-// has: its scale is less by as much then, which saves a shift.
-struct CodeWords {
-  uint32_t a, b, c;
-};
-__host__ __device__ __forceinline__ constexpr uint32_t in_both_halves(uint32_t bits) { return bits | bits << 16; }
-
-template <int kBits>
-struct Codes;
-
-// Four in each half of two words.
-template <>
-struct Codes<4> {
-  static constexpr int kRise = 4;
-  static constexpr uint32_t kLow = in_both_halves(0x000f), kHigh = in_both_halves(0x00f0);
-  __device__ __forceinline__ static constexpr bool lies_high(int pair) { return pair % 2 != 0; }
-  __device__ static void put(CodeWords* row, int pair, uint32_t codes) {
-    (pair < 4 ? row->a : row->b) |= codes << (4 * (pair % 4));
-  }
-  __device__ __forceinline__ static uint32_t get(const CodeWords& row, int pair) {
-    const uint32_t word = pair < 4 ? row.a : row.b;
-    return (pair % 4 < 2 ? word : word >> 8) & (lies_high(pair) ? kHigh : kLow);
-  }
-};
-
-// Three in each half of two words, two in the low byte of the third's and the last bits of these.
-template <>
-struct Codes<5> {
-  static constexpr int kRise = 5;
-  static constexpr uint32_t kLow = in_both_halves(0x001f), kHigh = in_both_halves(0x03e0);
-  __device__ __forceinline__ static constexpr bool lies_high(int pair) { return pair == 1 || pair == 3 || pair == 5; }
-  __device__ static void put(CodeWords* row, int pair, uint32_t codes) {
-    if (pair == 7) {
-      row->c |= codes;
-    } else if (pair == 3) {
-      row->c |= (codes & in_both_halves(7)) << 5;
-      row->a |= (codes & in_both_halves(8)) << 12;
-      row->b |= (codes & in_both_halves(16)) << 11;
-    } else {
-      (pair < 4 ? row->a : row->b) |= codes << (5 * (pair % 4));
-    }
-  }
-  __device__ __forceinline__ static uint32_t get(const CodeWords& row, int pair) {
-    const uint32_t word = pair < 4 ? row.a : row.b;
-    switch (pair) {
-      case 7: return row.c & kLow;
-      case 3:
-        return (row.c & in_both_halves(0x00e0)) | (row.a >> 7 & in_both_halves(0x0100)) |
-               (row.b >> 6 & in_both_halves(0x0200));
-      default: return (pair % 4 < 2 ? word : word >> 10) & (lies_high(pair) ? kHigh : kLow);
-    }
-  }
-};
-
-// Two in each half of three words; of the last two, four bits each in the first two words and two in the third.
-template <>
-struct Codes<6> {
-  static constexpr int kRise = 4;
-  static constexpr uint32_t kLow = in_both_halves(0x003f);
-  __device__ __forceinline__ static constexpr bool lies_high(int pair) { return pair >= 6; }
-  __device__ static void put(CodeWords* row, int pair, uint32_t codes) {
-    uint32_t& word = pair < 2 || pair == 6 ? row->a : pair < 4 || pair == 7 ? row->b : row->c;
-    if (pair < 6) {
-      word |= codes << (6 * (pair % 2));
-    } else {
-      word |= (codes & in_both_halves(0x3c)) << 10;
-      row->c |= (codes & in_both_halves(0x03)) << (pair == 6 ? 12 : 14);
-    }
-  }
-  __device__ __forceinline__ static uint32_t get(const CodeWords& row, int pair) {
-    const uint32_t word = pair < 2 || pair == 6 ? row.a : pair < 4 || pair == 7 ? row.b : row.c;
-    if (pair < 6) return (pair % 2 == 0 ? word : word >> 6) & kLow;
-    return (word >> 6 & in_both_halves(0x03c0)) | (row.c >> (pair == 6 ? 8 : 10) & in_both_halves(0x0030));
-  }
-};
-
-// What the values of a lane's rows r and r + 8, 32 or 16 inputs of each, are made of: pairs of both rows' numbers.
-struct Scaling {
-  uint32_t scales;    // times 2^24
-  uint32_t minimums;  // of a code of 0
-};
-
-// The A fragments of instruction j of a step's four.
-template <int kBits>
-__device__ __forceinline__ void unpack_codes(const CodeWords (&rows)[2], const Scaling& scaling, int j,
-                                             uint32_t (&a)[4]) {
-  using Layout = Codes<kBits>;
-  constexpr uint32_t kOneOverRise = in_both_halves((15 - Layout::kRise) << 10);  // 2^-kRise
-  const uint32_t high_scales = times(scaling.scales, kOneOverRise);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const auto of_row = [&](uint32_t pair) { return half == 0 ? broadcast_low(pair) : broadcast_high(pair); };
-#pragma unroll
-    for (int pair = 2 * j; pair < 2 * j + 2; ++pair) {
-      const uint32_t scale = of_row(Layout::lies_high(pair) ? high_scales : scaling.scales);
-      a[pair % 2 * 2 + half] = scaled(Layout::get(rows[half], pair), scale, of_row(scaling.minimums));
-    }
-  }
-}
-
 // --- Reading the file's blocks, when packing. `row` is the row's first byte, `k` an input, a multiple of 16. ---
-
-struct LaneCodes {
-  uint8_t code[kLaneInputs];
-};
 
 // Nibbles of a 32-value block whose byte i holds values i and 16 + i.
 __device__ inline LaneCodes half_block_nibbles(const uint8_t* nibbles, int k) {
@@ -206,14 +69,6 @@ __device__ inline void add_fifth_bits(const uint8_t* bits, int k, LaneCodes* cod
   const int first = (k & 16) / 8;
   const uint32_t word = bits[first] | bits[first + 1] << 8;
   for (int i = 0; i < kLaneInputs; ++i) codes->code[i] = static_cast<uint8_t>(codes->code[i] | (word >> i & 1) << 4);
-}
-template <int kBits>
-__device__ inline CodeWords pack_codes(const LaneCodes& codes) {
-  CodeWords row{};
-  for (int pair = 0; pair < 8; ++pair) {
-    Codes<kBits>::put(&row, pair, codes.code[2 * pair] | static_cast<uint32_t>(codes.code[2 * pair + 1]) << 16);
-  }
-  return row;
 }
 
 // What packing a lane needs: the bytes of rows r and r + 8 (null past the end), its first input, each row's factor.
@@ -512,7 +367,7 @@ struct GroupedFormat {
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
     const CodeWords rows[2] = {{raw.codes.x, raw.codes.y, raw.more}, {raw.codes.z, raw.codes.w, raw.more >> 8}};
-    const Scaling scaling = {times(byte_pair(raw.groups, false), raw.supers.x),
+    const Scaling scaling = {times(byte_pair(raw.groups), raw.supers.x),
                              times(small_byte_pair(raw.groups), raw.supers.y)};
     unpack_codes<kBits>(rows, scaling, j, a);
   }
@@ -571,7 +426,7 @@ struct Q6_KFormat {
   }
   __device__ __forceinline__ static void unpack(const Raw& raw, int, int, int j, uint32_t (&a)[4]) {
     const CodeWords rows[2] = {{raw.codes.x, raw.codes.y, raw.more.x}, {raw.codes.z, raw.codes.w, raw.more.y}};
-    const uint32_t scales = times(byte_pair(raw.scales, false, 0x64806480u), raw.supers);
+    const uint32_t scales = times(byte_pair(raw.scales, 0x64806480u), raw.supers);
     unpack_codes<6>(rows, {scales, centering(scales, 32)}, j, a);
   }
 };
