@@ -72,11 +72,15 @@ test-deploy: setup
 test-node: setup
 	$(BIN)/python -m pytest -m node
 
-# The CUDA library by itself; needs nvcc but no GPU. CUDA_ARCHITECTURES='80-real;90a-real' builds for those alone.
+# The CUDA library by itself; needs nvcc but no GPU. CUDA_ARCHITECTURES='80-real;90a-real' builds for those alone,
+# CUDA_RACECHECK=ON for compute-sanitizer's racecheck.
+CUDA_RACECHECK ?= OFF
+CUDA_BUILD = build/cuda$(if $(filter ON,$(CUDA_RACECHECK)),-racecheck)
 cuda-library: $(DEPS_STAMP)
-	$(BIN)/cmake -S . -B build/cuda -G Ninja -DTOKENWIRE_CUDA=ON -DTOKENWIRE_PYTHON=OFF \
+	$(BIN)/cmake -S . -B $(CUDA_BUILD) -G Ninja -DTOKENWIRE_CUDA=ON -DTOKENWIRE_PYTHON=OFF \
+	  -DTOKENWIRE_RACECHECK=$(CUDA_RACECHECK) \
 	  $(if $(CUDA_ARCHITECTURES),-DCMAKE_CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)')
-	$(BIN)/cmake --build build/cuda --target tokenwire_cuda
+	$(BIN)/cmake --build $(CUDA_BUILD) --target tokenwire_cuda
 
 lint: $(DEPS_STAMP) $(STUBS_STAMP)
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ from benchmarks.random_blocks import FORMATS, random_blocks
 # The kernels' hook and cuBLAS belong to the tests of the GPU.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from gpu.cublas import Cublas, find_cublas
-from gpu.kernel_hook import KERNELS, NARROW, matmul
+from gpu.kernel_hook import KERNELS, NARROW, library_path, matmul
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,8 @@ def main() -> None:
         parser.error(f"no matrix is called {arguments.matrices}")
     if unknown := [kind for kind in formats if kind not in FORMATS]:
         parser.error(f"no such format: {', '.join(unknown)}")
+    if not library_path().exists():
+        parser.error("this build has no CUDA library (TOKENWIRE_CUDA=ON builds it)")
     chosen = products(names, formats, [int(count) for count in arguments.tokens.split(",")])
     if arguments.by_splits:
         rows = [by_splits(product, arguments.runs) for product in chosen]

@@ -33,9 +33,13 @@ class _Matmul(ctypes.Structure):
     )
 
 
+def library_path() -> Path:
+    """Where the CUDA library is, if this build has one."""
+    return Path(_native.__file__).with_name("libtokenwire_cuda.so")
+
+
 def library() -> ctypes.CDLL:
-    path = Path(_native.__file__).with_name("libtokenwire_cuda.so")
-    loaded = ctypes.CDLL(str(path))
+    loaded = ctypes.CDLL(str(library_path()))
     loaded.tw_cuda_test_matmul.argtypes = (ctypes.POINTER(_Matmul), ctypes.POINTER(_Failure))
     return loaded
 
