@@ -9,6 +9,7 @@ from random ones, and the same of products with random inputs.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def size(values: Array) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     random = np.random.default_rng(0)
     shape = (ROWS, COLS)
     kinds = {

@@ -58,6 +58,11 @@ main()
     assert "missing.json" in done.stderr
 
 
+def test_the_service_does_not_import_rich_and_leaves_it_to_others() -> None:
+    script = "import sys, tokenwire.server; assert 'rich' not in sys.modules; import rich.console"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_serve_without_a_model_says_how_to_name_one(run: Run) -> None:
     result = run("serve")
     assert result.code == 78

@@ -13,10 +13,12 @@ import traceback
 from collections.abc import Mapping, MutableMapping
 from typing import IO, Any, TextIO
 
-import structlog
-
+from tokenwire.imports import without
 from tokenwire.observe.log_file import LogFile
 from tokenwire.observe.redaction import redact
+
+with without("rich"):  # an eighth of all imports of a start, for a kind of traceback that no line of ours has
+    import structlog
 
 Logger = structlog.stdlib.BoundLogger
 
