@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ import grpc
 import httpx
 import pytest
 
-from service.helpers_security import save
+from service.helpers_gateway import body
+from service.helpers_security import bearer, save
+from service.worker_process import spawn
+from tokenwire.observe.refusals import MAX_LINES_PER_SECOND
 from tokenwire.security.keys import create_key
 from tokenwire.security.principal import Scope
 from tokenwire.v1 import admin_pb2, admin_pb2_grpc
@@ -58,3 +63,31 @@ async def test_with_keys_both_ways_take_the_scope_admin(start: Any, tmp_path: Pa
 
     assert (await post(process, admin.text)).status_code == 202
     assert await process.exit_status() == 0
+
+
+async def test_a_gateway_cut_short_by_a_second_signal_tells_all_its_refusals(start: Any, tmp_path: Path) -> None:
+    key = create_key("user")
+    worker = await start("held")
+    target = f"127.0.0.1:{(await worker.log_line('ready'))['port']}"
+    keys = str(save(tmp_path / "keys.json", key))
+    flags = ("--target", target, "--http-port", "0", "--api-keys-file", keys, "--log-format", "json")
+    gateway = await spawn(sys.executable, "-m", "tokenwire", "gateway", *flags)
+    calls = 4 * MAX_LINES_PER_SECOND
+    try:
+        url = f"http://127.0.0.1:{(await gateway.log_line('listening'))['http_port']}/execute"
+        await gateway.log_line("worker_ready")
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=20) as http,
+            http.stream("POST", url, json=body(), headers=bearer(key)) as held,
+        ):
+            assert held.status_code == 200
+            for _ in range(calls):
+                assert (await http.post(url, json=body())).status_code == 401
+            gateway.process.send_signal(signal.SIGTERM)
+            await gateway.log_line("drain_start")
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await gateway.exit_status() == 0
+    finally:
+        await gateway.close()
+    refused = [line for line in gateway.lines if line["event"] == "refused"]
+    assert sum(line.get("left_out", 1) for line in refused) == calls

@@ -114,14 +114,16 @@ class GatewayServer:
         if self._stopped:
             return
         self._stopped = True
-        if self._server is not None and self._serving is not None:
-            self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
-            self._server.told_to_stop.set()
-            await self._serving
-        elif self._socket is not None:
-            self._socket.close()
-        await self.gateway.pool.close()
-        self._refusals.flush()
+        try:
+            if self._server is not None and self._serving is not None:
+                self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
+                self._server.told_to_stop.set()
+                await self._serving
+            elif self._socket is not None:
+                self._socket.close()
+            await self.gateway.pool.close()
+        finally:  # a second signal cuts this short
+            self._refusals.flush()
 
 
 class _Server(uvicorn.Server):
