@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Mapping, MutableMapping
 from typing import IO, Any, TextIO
 
-from tokenwire.imports import without
+from tokenwire.observe.imports import without
 from tokenwire.observe.log_file import LogFile
 from tokenwire.observe.redaction import redact
 
