@@ -18,12 +18,11 @@ import numpy.typing as npt
 
 # The storage formats in numpy belong to the tests.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from unit.gguf_formats import quantize
+from unit.gguf_formats import FORMATS, group_codes, group_head, quantize
 
 Array = npt.NDArray[np.float64]
 
 ROWS, COLS, TOKENS = 64, 4096, 256
-GROUPS, GROUP = 8, 32  # of a block of 256
 
 
 def half(values: Array) -> Array:
@@ -31,16 +30,13 @@ def half(values: Array) -> Array:
 
 
 def parts(data: bytes) -> tuple[Array, Array, Array, Array, Array]:
-    """Super scales and minimums `[rows, blocks, 1]`, those of groups `[rows, blocks, 8]`, codes `[…, 8, 32]`."""
-    blocks = np.frombuffer(data, np.uint8).reshape(ROWS, COLS // (GROUPS * GROUP), 144)
-    supers = np.ascontiguousarray(blocks[..., :4]).view(np.float16).astype(np.float64)
-    low, high = blocks[..., 4:8], blocks[..., 8:12]
-    top = blocks[..., 12:16]
-    scales = np.concatenate([low & 63, top & 15 | low >> 6 << 4], axis=-1)
-    minimums = np.concatenate([high & 63, top >> 4 | high >> 6 << 4], axis=-1)
-    nibbles = blocks[..., 16:].reshape(*blocks.shape[:2], GROUPS // 2, 1, GROUP)
-    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=-2).reshape(*blocks.shape[:2], GROUPS, GROUP)
-    return supers[..., :1], supers[..., 1:], *(part.astype(np.float64) for part in (scales, minimums, codes))
+    """Scales and minimums of blocks `[rows, blocks, 1]`, those of groups `[…, 8]`, codes `[…, 8, 32]`."""
+    blocks = np.frombuffer(data, np.uint8).reshape(-1, FORMATS["Q4_K"].block_bytes)
+    of_blocks = (*group_head(blocks), group_codes(blocks[:, 16:]))
+    scale, minimum, scales, minimums, codes = (
+        part.reshape(ROWS, -1, *part.shape[1:]).astype(np.float64) for part in of_blocks
+    )
+    return scale, minimum, scales, minimums, codes
 
 
 def stored(scale: Array, minimum: Array, scales: Array, minimums: Array, codes: Array) -> Array:

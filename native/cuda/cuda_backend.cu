@@ -359,7 +359,7 @@ void CudaBackend::run(const PackedMatrix& packed, MatmulTask task) {
     task.scratch = {sums_.as<float>() + i * floats, floats, sum_arrivals_.as<int32_t>() + i * arrivals, arrivals};
     task.beside = {i > 0, i + 1 < num_parts};
     matmul(task);
-    task.magnitudes_to_clear = nullptr;
+    task.magnitudes_to_clear = nullptr;  // which the first does
   }
 }
 

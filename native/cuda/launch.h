@@ -31,8 +31,9 @@ __device__ __forceinline__ void release_successor() {
 #endif
 }
 
-// Products of the same inputs with outputs apart may run side by side. All but the last let the next begin once their
-// own predecessor is over; all but the first have their inputs by then, and end after the one before them.
+// Products of the same inputs with outputs apart may run side by side: which of its neighbours in the stream one runs
+// beside. All but the last let the next begin once their own predecessor is over; all but the first have their inputs
+// by then, and end after the one before them. Such kernels call these three instead, in this order.
 struct Beside {
   bool previous;
   bool next;
@@ -42,7 +43,6 @@ __device__ __forceinline__ void release_successor(const Beside& beside) {
   if (!beside.next) release_successor();
 }
 
-// Comes after it.
 __device__ __forceinline__ void await_predecessor(const Beside& beside) {
   if (!beside.previous) await_predecessor();
   if (beside.next) release_successor();

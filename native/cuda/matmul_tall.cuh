@@ -44,9 +44,9 @@ struct TallBlock {
   // have no place until then.
   static constexpr bool kFetchesEarly = !Format::kFragments;
 
-  // Whether the last run of a tile stands apart, so that the others need not ask whether one follows: where unpacking
-  // takes the longest, these branches are a tenth of the loop's time. Elsewhere the shorter code is faster.
-  static constexpr bool kParts = !Format::kFragments && !std::is_same_v<Format, Q8_0Format>;
+  // Whether the last run of a tile stands apart, so that the others need not ask whether one follows: 3 to 10 % of a
+  // product where unpacking takes the longest. The others are faster with the shorter code (benchmarks/NOTES.md).
+  static constexpr bool kLastApart = !Format::kFragments && !std::is_same_v<Format, Q8_0Format>;
 
   // Small steps come in twos, since each copy costs the time of its request.
   static constexpr int kSteps = Format::kStepBytes < 2048 ? 2 : 1;
@@ -348,12 +348,12 @@ __device__ __forceinline__ void consume(const TallTask& tall, const uint8_t* rin
       };
       constexpr std::integral_constant<int, 0> kFirst;
       constexpr std::integral_constant<int, 1> kSecond;
-      const auto more = [&] { return Block::kParts || --left > 0; };
+      const auto more = [&] { return Block::kLastApart || --left > 0; };
       const int runs = (tall.begins[piece + 1] - tall.begins[piece]) * Format::kPasses;
-      const bool parts = Block::kParts && piece + 1 == at.end_piece();
-      const int in_loop = runs - (parts ? 1 : 0);
+      const bool last_apart = Block::kLastApart && piece + 1 == at.end_piece();
+      const int in_loop = runs - (last_apart ? 1 : 0);
       int run = 0;
-      if (odd && (!Block::kParts || in_loop > 0)) {
+      if (odd && (!Block::kLastApart || in_loop > 0)) {
         run_one(kSecond, 0, more());
         odd = false;
         ++run;
@@ -367,10 +367,10 @@ __device__ __forceinline__ void consume(const TallTask& tall, const uint8_t* rin
         odd = true;
         ++run;
       }
-      if (parts && odd) {
+      if (last_apart && odd) {
         run_one(kSecond, run, false);
         odd = false;
-      } else if (parts) {
+      } else if (last_apart) {
         run_one(kFirst, run, false);
         odd = true;
       }
@@ -447,7 +447,9 @@ void launch_tall(const MatmulTask& task, Deal deal) {
   using Block = TallBlock<Format, Shape>;
   const int processors = device_attribute(cudaDevAttrMultiProcessorCount);
   const int cluster_size = deal == Deal::kPairs ? 2 : 1;
-  TallTask tall{task, 0, 0, 0, 0, cluster_size, 0, 0, {}};
+  TallTask tall{};
+  tall.product = task;
+  tall.cluster_size = cluster_size;
   for (int i = 0; i <= task.part.num_splits; ++i) tall.begins[i] = i * task.part.num_steps / task.part.num_splits;
   const int tiles_of_rows = Shape::kTiles * cluster_size;
   tall.token_tiles = (task.num_tokens + Shape::kTokens - 1) / Shape::kTokens;

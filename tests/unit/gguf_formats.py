@@ -155,18 +155,24 @@ def _grouped(x: Floats, bits: int) -> tuple[Bytes, npt.NDArray[np.uint8]]:
     return np.concatenate([stored, stored_low, first, second, third], axis=1), codes.astype(np.uint8)
 
 
-def _group_scales(block: Bytes) -> tuple[Floats, Floats]:
+def group_head(block: Bytes) -> tuple[Floats, Floats, Floats, Floats]:
+    """What Q4_K and Q5_K begin with: scale and minimum of the block, by which the groups' integers of 6 bits count."""
     first, second, third = block[:, 4:8], block[:, 8:12], block[:, 12:16]
     s = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
     m = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)
-    return _f16(block, 0) * s.astype(np.float32), _f16(block, 2) * m.astype(np.float32)
+    return _f16(block, 0), _f16(block, 2), s.astype(np.float32), m.astype(np.float32)
+
+
+def _group_scales(block: Bytes) -> tuple[Floats, Floats]:
+    scale, minimum, s, m = group_head(block)
+    return scale * s, minimum * m
 
 
 def _group_nibbles(codes: npt.NDArray[np.uint8]) -> Bytes:
     return (codes[:, 0::2] & 15 | (codes[:, 1::2] & 15) << 4).astype(np.uint8).reshape(-1, 128)
 
 
-def _group_codes(nibbles: Bytes) -> npt.NDArray[np.uint8]:
+def group_codes(nibbles: Bytes) -> npt.NDArray[np.uint8]:
     pairs = nibbles.reshape(-1, 4, 32)
     return np.stack([pairs & 15, pairs >> 4], axis=2).reshape(-1, 8, 32)
 
@@ -178,7 +184,7 @@ def _pack_q4_k(x: Floats) -> Bytes:
 
 def _unpack_q4_k(block: Bytes) -> Floats:
     scale, minimum = _group_scales(block)
-    codes = _group_codes(block[:, 16:]).astype(np.float32)
+    codes = group_codes(block[:, 16:]).astype(np.float32)
     return (scale[:, :, None] * codes - minimum[:, :, None]).reshape(-1, 256)
 
 
@@ -191,7 +197,7 @@ def _pack_q5_k(x: Floats) -> Bytes:
 def _unpack_q5_k(block: Bytes) -> Floats:
     scale, minimum = _group_scales(block)
     fifth = np.unpackbits(block[:, 16:48].reshape(-1, 1, 32), axis=1, bitorder="little")
-    codes = (_group_codes(block[:, 48:]) | fifth << 4).astype(np.float32)
+    codes = (group_codes(block[:, 48:]) | fifth << 4).astype(np.float32)
     return (scale[:, :, None] * codes - minimum[:, :, None]).reshape(-1, 256)
 
 
